@@ -1,0 +1,1 @@
+"""Deciding, evaluating, calibrating, certifying and searching cascades. Pure: arrays in, values out."""

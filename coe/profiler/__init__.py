@@ -1,0 +1,1 @@
+"""Measuring members: how long a batch takes, how much memory a model needs."""

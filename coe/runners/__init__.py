@@ -1,0 +1,1 @@
+"""How a member is run: load, predict, close."""

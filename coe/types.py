@@ -1,0 +1,824 @@
+"""The nouns, in the order of a query's story: who can answer, what they said, who is asked, what it costs, what is
+rented.
+
+Everything is frozen and checked on construction, and a unit stands in the name of every field that has one; a bare
+number is a count or a fraction. What is read from files is a pydantic model that forbids unknown keys. What holds
+arrays is a frozen dataclass with read-only arrays. Nothing here reads a file, a clock or a random number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from coe.errors import InvalidInput, Problem
+
+MISSING_VOTE = -1
+"""The answer of a member that did not answer (dead, late, or never asked)."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-/]*$", max_length=100)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
+Day = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+Probabilities = NDArray[np.float32]
+
+
+class Noun(BaseModel):
+    """A frozen value read from or written to a file; unknown keys, NaN and infinities are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical JSON, so that a file can say which inputs it was made from."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- Who can answer ---------------------------------------------------------------------------------------------------
+
+
+class Member(Noun):
+    """One model of the pool: how to run it and where its code and weights are."""
+
+    name: Name
+    runner: str = "torch"
+    """A key of `coe.runners.base.RUNNERS` or a dotted path ``package.module:Class``."""
+    model: str = ""
+    """Import path of the factory or function, ``package.module:callable``; code never comes from a pickle."""
+    weights: str | None = None
+    """A safetensors file, relative to the pool file."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for the factory."""
+    description: str = ""
+
+
+class Pool(Noun):
+    """The models that a cascade may be built from; they answer the same questions with the same classes."""
+
+    kind: Literal["pool"] = "pool"
+    version: Literal[1] = 1
+    name: Name = "pool"
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    input_shape: Annotated[tuple[PositiveCount, ...], Field(min_length=1)]
+    """Shape of one item, without the batch axis."""
+    members: Annotated[tuple[Member, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        _refuse_repeats([m.name for m in self.members], "members", "every member needs its own name")
+        _refuse_repeats(list(self.classes), "classes", "every class needs its own name")
+        return self
+
+    def member(self, name: str) -> Member:
+        """The member called `name`; `InvalidInput` if the pool has none."""
+        for member in self.members:
+            if member.name == name:
+                return member
+        known = ", ".join(m.name for m in self.members)
+        raise InvalidInput(Problem("pool", f"no member is called '{name}'", remedy=f"the pool has: {known}"))
+
+
+# --- What they said ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the members of one tier said about a batch of items. A single query is a batch of one.
+
+    answers: (items, members) class index, `MISSING_VOTE` where a member did not answer.
+    probs: (items, members, classes), or None where members only give answers. Rows of missing votes are ignored.
+    """
+
+    answers: IntArray
+    probs: Probabilities | None = None
+
+    def __post_init__(self) -> None:
+        if self.answers.ndim != 2:
+            raise ValueError(f"answers must have shape (items, members), got {self.answers.shape}")
+        if self.probs is not None and self.probs.shape[:2] != self.answers.shape:
+            raise ValueError(f"probs {self.probs.shape} and answers {self.answers.shape} disagree on items or members")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a tier does with each item of a batch; all arrays have shape (items,).
+
+    answer: class index, `MISSING_VOTE` where no member answered at all.
+    accepted: True where the tier answers, False where it defers to the next.
+    score: the rule's score; it is compared with the quorum or the threshold.
+    degraded: True where at least one vote was missing.
+    """
+
+    answer: IntArray
+    accepted: BoolArray
+    score: FloatArray
+    degraded: BoolArray
+
+
+SPLITS = ("train", "calibration", "certification", "test")
+
+
+@dataclass(frozen=True)
+class PredictionTable:
+    """Every member's output on the same items, with the labels. The ground truth of all that is computed offline.
+
+    members: names, in column order.              items: (n,) unique ids.        labels: (n,) class index.
+    splits: (n,) one of `SPLITS` per item.        answers: (n, members), `MISSING_VOTE` where a member has none.
+    probs: (n, members, classes) float32 or None. sources: member name -> fingerprint of its code and weights.
+    """
+
+    members: tuple[str, ...]
+    classes: tuple[str, ...]
+    items: NDArray[np.str_]
+    labels: IntArray
+    splits: NDArray[np.str_]
+    answers: IntArray
+    probs: Probabilities | None = None
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problems = list(_table_problems(self))
+        if problems:
+            raise InvalidInput(problems)
+        for array in (self.items, self.labels, self.splits, self.answers, self.probs):
+            if array is not None:
+                array.flags.writeable = False
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def columns(self, members: Sequence[str]) -> list[int]:
+        """Column numbers of `members`; `InvalidInput` names those that the table lacks."""
+        lacking = [m for m in members if m not in self.members]
+        if lacking:
+            raise InvalidInput(
+                Problem(
+                    "predictions",
+                    f"no predictions of {', '.join(lacking)}",
+                    remedy=f"run `coe predict` for them; the table has: {', '.join(self.members)}",
+                )
+            )
+        return [self.members.index(m) for m in members]
+
+    def outputs(self, members: Sequence[str]) -> Outputs:
+        """What `members`, in that order, said about every item."""
+        cols = self.columns(members)
+        return Outputs(self.answers[:, cols], None if self.probs is None else self.probs[:, cols])
+
+    def rows(self, mask: BoolArray) -> PredictionTable:
+        """The table restricted to the items where `mask` holds."""
+        return PredictionTable(
+            self.members,
+            self.classes,
+            self.items[mask],
+            self.labels[mask],
+            self.splits[mask],
+            self.answers[mask],
+            None if self.probs is None else self.probs[mask],
+            self.sources,
+        )
+
+    def split(self, name: str) -> PredictionTable:
+        """The items of one split; `InvalidInput` if it is empty."""
+        mask = self.splits == name
+        if not mask.any():
+            there = ", ".join(sorted(set(self.splits.tolist()))) or "none"
+            raise InvalidInput(
+                Problem("predictions", f"the split '{name}' has no items", remedy=f"splits there: {there}")
+            )
+        return self.rows(mask)
+
+    def fingerprint(self, members: Sequence[str] | None = None) -> str:
+        """SHA-256 over items, labels and the outputs of `members` (all by default, order as given)."""
+        cols = self.columns(members if members is not None else self.members)
+        digest = hashlib.sha256()
+        names = [self.members[c] for c in cols]
+        digest.update(json.dumps([names, list(self.classes), self.items.tolist()]).encode())
+        digest.update(self.labels.tobytes())
+        digest.update(np.ascontiguousarray(self.answers[:, cols]).tobytes())
+        if self.probs is not None:
+            digest.update(np.ascontiguousarray(self.probs[:, cols]).tobytes())
+        return digest.hexdigest()
+
+
+def _table_problems(table: PredictionTable) -> Iterable[Problem]:
+    """Everything that makes a prediction table unusable, with the item and member where it was found."""
+    n, m, c = len(table.items), len(table.members), len(table.classes)
+    where = "predictions"
+    for name, array, shape in (
+        ("labels", table.labels, (n,)),
+        ("splits", table.splits, (n,)),
+        ("answers", table.answers, (n, m)),
+        ("probs", table.probs, (n, m, c)),
+    ):
+        if array is not None and array.shape != shape:
+            yield Problem(where, f"{name} must have shape {shape}", str(array.shape), "all members need the same items")
+            return
+    if n == 0 or m == 0:
+        yield Problem(where, "a table needs at least one item and one member", f"{n} items, {m} members")
+        return
+    items, counts = np.unique(table.items, return_counts=True)
+    if (counts > 1).any():
+        yield Problem(f"{where}: items", "every item id must be unique", f"'{items[counts > 1][0]}' more than once")
+    unknown = sorted(set(table.splits.tolist()) - set(SPLITS))
+    if unknown:
+        yield Problem(f"{where}: splits", f"must be among {', '.join(SPLITS)}", ", ".join(unknown))
+    if ((table.labels < 0) | (table.labels >= c)).any():
+        row = int(np.flatnonzero((table.labels < 0) | (table.labels >= c))[0])
+        yield Problem(f"{where}: item '{table.items[row]}'", f"the label must be in 0..{c - 1}", str(table.labels[row]))
+    if ((table.answers < MISSING_VOTE) | (table.answers >= c)).any():
+        row, col = np.argwhere((table.answers < MISSING_VOTE) | (table.answers >= c))[0]
+        place = f"{where}: item '{table.items[row]}', member '{table.members[col]}'"
+        yield Problem(place, f"the answer must be in 0..{c - 1}", str(table.answers[row, col]))
+    if table.probs is not None:
+        yield from _probability_problems(table, where)
+
+
+def _probability_problems(table: PredictionTable, where: str) -> Iterable[Problem]:
+    """The first NaN, negative or badly summing row of probabilities; rows of missing votes are not looked at."""
+    assert table.probs is not None
+    there = table.answers != MISSING_VOTE
+    total = table.probs.sum(axis=2, dtype=np.float64)
+    for rule, bad in (
+        ("probabilities must not be NaN or infinite", ~np.isfinite(table.probs).all(axis=2)),
+        ("probabilities must not be negative", (table.probs < 0).any(axis=2)),
+        ("probabilities must sum to 1 (within 0.001)", ~(np.abs(total - 1) <= 1e-3)),
+    ):
+        if (bad & there).any():
+            row, col = np.argwhere(bad & there)[0]
+            place = f"{where}: item '{table.items[row]}', member '{table.members[col]}'"
+            found = f"{table.probs[row, col].tolist()[:4]}… with sum {total[row, col]:.4g}"
+            yield Problem(place, rule, found, "apply softmax, or import the outputs as answers only")
+            return
+
+
+# --- Who is asked -----------------------------------------------------------------------------------------------------
+
+
+class Tier(Noun):
+    """Members that are asked together, and the rule by which they answer or defer.
+
+    Agreement is counted in votes (`quorum`), never as a share: 0.67 would never accept two of three.
+    A tier with neither quorum nor threshold always answers; only the last tier of a cascade may be one.
+    """
+
+    members: Annotated[tuple[Name, ...], Field(min_length=1)]
+    rule: str = "vote"
+    """A key of `coe.cascade.rules.RULES` or a dotted path ``package.module:function``."""
+    quorum: PositiveCount | None = None
+    threshold: float | None = None
+
+    @property
+    def always_answers(self) -> bool:
+        """True for a tier that never defers."""
+        return self.quorum is None and self.threshold is None
+
+    @property
+    def bar(self) -> float:
+        """What the score must reach to be accepted; -inf for a tier that always answers."""
+        if self.quorum is not None:
+            return float(self.quorum)
+        return self.threshold if self.threshold is not None else float("-inf")
+
+    @model_validator(mode="after")
+    def _is_a_real_gate(self) -> Self:
+        _refuse_repeats(list(self.members), "members", "asking a model twice gives the same answer twice")
+        k = len(self.members)
+        if self.quorum is not None and self.threshold is not None:
+            raise ValueError("give quorum (votes) or threshold (score), not both")
+        if self.rule == "vote" and self.threshold is not None:
+            raise ValueError(f"rule 'vote' takes an integer quorum (1..{k}), got threshold {self.threshold}")
+        if self.rule != "vote" and self.quorum is not None:
+            raise ValueError(
+                f"rule '{self.rule}' takes a threshold, got quorum {self.quorum}; only 'vote' has a quorum"
+            )
+        if self.quorum is not None and self.quorum > k:
+            raise ValueError(f"quorum {self.quorum} is more than the {k} members: it could never accept; use 1..{k}")
+        if self.rule == "vote" and self.quorum == 1:
+            raise ValueError("quorum 1 always accepts, so no query would reach the next tier; use 2 or more members")
+        if self.rule == "score" and self.threshold is not None and not 0 < self.threshold <= 1:
+            verdict = "always" if self.threshold <= 0 else "never"
+            raise ValueError(f"threshold must be in (0, 1], got {self.threshold}: it would {verdict} accept")
+        return self
+
+
+class Certificate(Noun):
+    """A finite-sample claim: with probability at least 1-delta over the draw of the certification sample, the cascade
+    is wrong where the reference is right on at most a fraction `epsilon` of queries; so its accuracy is at most
+    `epsilon` below the reference's.
+    """
+
+    reference: Name
+    epsilon: OpenFraction
+    delta: OpenFraction
+    items: PositiveCount
+    """Size of the certification sample."""
+    losses: Count
+    """Items on which the cascade was wrong and the reference right."""
+    upper_bound: Fraction
+    """Exact one-sided (1-delta) upper confidence bound of the loss rate; at most epsilon."""
+    method: str
+    split: str = "certification"
+    data_fingerprint: str
+    """Of the certification items, labels and the outputs of the cascade's members and the reference."""
+    cascade_fingerprint: str
+    """Of the tiers that were certified."""
+
+
+class Cascade(Noun):
+    """Tiers from cheap to dear; a query stops at the first that accepts it, and the last always answers."""
+
+    kind: Literal["cascade"] = "cascade"
+    version: Literal[1] = 1
+    name: Name = "cascade"
+    tiers: Annotated[tuple[Tier, ...], Field(min_length=1)]
+    certificate: Certificate | None = None
+
+    @model_validator(mode="after")
+    def _only_the_last_tier_always_answers(self) -> Self:
+        for i, tier in enumerate(self.tiers[:-1]):
+            if tier.always_answers:
+                raise ValueError(
+                    f"tiers[{i}] always accepts, so tiers[{i + 1}] is never reached; give it a quorum or a threshold"
+                )
+        if not self.tiers[-1].always_answers:
+            last = len(self.tiers) - 1
+            raise ValueError(f"tiers[{last}] is the last and must always answer; remove its quorum or threshold")
+        _refuse_repeats(list(self.members), "tiers", "a model asked in two tiers gives the same answer twice")
+        return self
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Every member of every tier, in the order in which they are asked."""
+        return tuple(m for tier in self.tiers for m in tier.members)
+
+    def tiers_fingerprint(self) -> str:
+        """SHA-256 of what decides: the tiers, without name or certificate."""
+        text = json.dumps([t.model_dump(mode="json") for t in self.tiers], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class CascadeStats(Noun):
+    """What a cascade did on a labelled sample. Tuples have one entry per tier."""
+
+    items: PositiveCount
+    accuracy: Fraction
+    accuracy_low: Fraction
+    """Lower and upper end of the exact (Clopper-Pearson) 95% interval."""
+    accuracy_high: Fraction
+    reach: tuple[Fraction, ...]
+    """Share of all queries that arrive at the tier; the first is 1."""
+    accepted: tuple[Fraction, ...]
+    """Share of all queries that the tier answers; they add up to 1."""
+    accuracy_accepted: tuple[Fraction | None, ...]
+    """Accuracy among the queries that the tier answers; None where it answers none."""
+    calls: dict[str, Fraction]
+    """Member -> calls per query."""
+
+
+class FrontPoint(Noun):
+    """One cascade (or single model) with its measured quality and cost on the selection split."""
+
+    cascade: Cascade
+    stats: CascadeStats
+    usd_per_1k: NotNegative
+    """Usage dollars per 1,000 queries at the members' unit costs."""
+    loss_upper_bound: Fraction
+    """Exact upper confidence bound of P(cascade wrong, reference right) on the selection split."""
+
+
+class Front(Noun):
+    """What `coe search` found: the accuracy/cost front, the single models beside it, and a verdict."""
+
+    kind: Literal["front"] = "front"
+    version: Literal[1] = 1
+    reference: Name
+    epsilon: OpenFraction
+    delta: OpenFraction
+    split: str
+    items: PositiveCount
+    method: str
+    """``exhaustive``, or what was left out and by which bound."""
+    evaluated: PositiveCount
+    """Number of configurations that were evaluated."""
+    unit_cost_usd: dict[str, NotNegative]
+    """Member -> usage dollars per call."""
+    cost_source: str
+    """Where the unit costs come from and of what date."""
+    points: tuple[FrontPoint, ...]
+    """The Pareto front, cheapest first."""
+    singles: tuple[FrontPoint, ...]
+    """Every single model, cheapest first."""
+    chosen: FrontPoint | None
+    """The cheapest whose loss bound is within epsilon; None where nothing is."""
+    verdict: str
+    """In words: what a cascade saves, or why a single model is better."""
+
+
+# --- What it costs ----------------------------------------------------------------------------------------------------
+
+
+class BatchTiming(Noun):
+    """How long one batch takes on one whole accelerator, without queueing and without the network."""
+
+    batch_size: PositiveCount
+    latency_p50_s: Positive
+    latency_p99_s: Positive
+    runs: Count = 0
+    """How many timed runs this rests on; 0 where the source does not say."""
+
+    @model_validator(mode="after")
+    def _p99_not_below_p50(self) -> Self:
+        if self.latency_p99_s < self.latency_p50_s:
+            raise ValueError(f"latency_p99_s {self.latency_p99_s} is below latency_p50_s {self.latency_p50_s}")
+        return self
+
+
+class Profile(Noun):
+    """One member on one accelerator."""
+
+    member: Name
+    accelerator: Name
+    timings: Annotated[tuple[BatchTiming, ...], Field(min_length=1)]
+    memory_gib: NotNegative
+    load_s: NotNegative = 0.0
+    hop_p99_s: NotNegative = 0.0
+    """What a call costs on top of the service time: serialisation, scheduling, network."""
+    origin: Literal["measured", "imported", "estimated"]
+    source: str
+    """Device, driver and library versions, or the document it was imported from."""
+    date: Day
+
+    @model_validator(mode="after")
+    def _timings_make_sense(self) -> Self:
+        sizes = [t.batch_size for t in self.timings]
+        if sizes != sorted(set(sizes)):
+            raise ValueError(f"timings must have rising batch sizes, got {sizes}")
+        return self
+
+
+class Profiles(Noun):
+    """All measured, imported or estimated profiles, one per member and accelerator."""
+
+    kind: Literal["profiles"] = "profiles"
+    version: Literal[1] = 1
+    profiles: Annotated[tuple[Profile, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        pairs = [f"{p.member} on {p.accelerator}" for p in self.profiles]
+        _refuse_repeats(pairs, "profiles", "keep one profile per member and accelerator")
+        return self
+
+    def find(self, member: str, accelerator: str) -> Profile | None:
+        """The profile of `member` on `accelerator`, or None."""
+        for profile in self.profiles:
+            if profile.member == member and profile.accelerator == accelerator:
+                return profile
+        return None
+
+
+class Offer(Noun):
+    """One kind of node that can be rented or is owned, and its price. CPU-only nodes have no accelerators."""
+
+    node_type: Name
+    accelerator: Name
+    """What a profile is keyed by: ``T4``, ``A100-80GB``; for a CPU-only node a name of its CPU, ``CPU-m6i``."""
+    accelerators_per_node: Count = 1
+    accelerator_memory_gib: NotNegative = 0.0
+    """Memory of one accelerator; for a CPU-only node the node's memory counts instead."""
+    vcpus: Positive = 1.0
+    memory_gib: Positive
+    usd_per_hour: NotNegative
+    market: Literal["on_demand", "spot", "reserved", "owned"] = "on_demand"
+    region: str = ""
+    quota: Count | None = None
+    """At most this many nodes; None where there is no limit."""
+    source: str
+    date: Day
+
+    @property
+    def devices_per_node(self) -> int:
+        """Accelerators of a node; a CPU-only node counts as one device."""
+        return max(1, self.accelerators_per_node)
+
+    @property
+    def device_memory_gib(self) -> float:
+        """Memory of one device."""
+        return self.accelerator_memory_gib if self.accelerators_per_node else self.memory_gib
+
+
+class Prices(Noun):
+    """A dated price list in one currency."""
+
+    kind: Literal["prices"] = "prices"
+    version: Literal[1] = 1
+    currency: Literal["USD"] = "USD"
+    offers: Annotated[tuple[Offer, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        _refuse_repeats([o.node_type for o in self.offers], "offers", "every offer needs its own node_type")
+        return self
+
+    def offer(self, node_type: str) -> Offer:
+        """The offer of `node_type`; `InvalidInput` if there is none."""
+        for offer in self.offers:
+            if offer.node_type == node_type:
+                return offer
+        known = ", ".join(o.node_type for o in self.offers)
+        raise InvalidInput(Problem("prices", f"no offer has node_type '{node_type}'", remedy=f"known: {known}"))
+
+
+class FleetNode(Noun):
+    """Nodes of one type in a local fleet, each a real raylet whose accelerator is declared, not there."""
+
+    offer: Offer
+    count: PositiveCount
+    cpu_share: Annotated[float, Field(gt=0, le=1)]
+    """Share of one CPU core that stands in for the whole accelerator: members on this node are slowed down to it."""
+
+
+class Fleet(Noun):
+    """A local cluster that simulates a mixed fleet: real scheduling and processes, declared prices and names."""
+
+    kind: Literal["fleet"] = "fleet"
+    version: Literal[1] = 1
+    name: Name
+    nodes: Annotated[tuple[FleetNode, ...], Field(min_length=1)]
+
+    @property
+    def prices(self) -> Prices:
+        """The fleet's offers, with the number of nodes it has as their quota."""
+        return Prices(offers=tuple(n.offer.model_copy(update={"quota": n.count}) for n in self.nodes))
+
+
+# --- What is promised, and what is rented to keep it ------------------------------------------------------------------
+
+
+class Workload(Noun):
+    """The load to carry and the promises to keep."""
+
+    kind: Literal["workload"] = "workload"
+    version: Literal[1] = 1
+    rate_per_s: Positive
+    latency_s: Positive
+    """The promise: the `latency_quantile` of response times is at most this."""
+    latency_quantile: OpenFraction = 0.99
+    reference: Name
+    """The member whose accuracy is the yardstick."""
+    max_accuracy_loss: OpenFraction
+    """The cascade may be at most this far below the reference (0.01 is one percentage point)."""
+    delta: OpenFraction = 0.05
+    """The accuracy promise holds with confidence 1-delta."""
+    target_utilisation: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Replicas are counted so that none is busier than this on average."""
+    batch_wait_s: NotNegative = 0.005
+    """The router waits at most this long for a batch to fill."""
+    min_replicas: PositiveCount = 1
+    router_node_type: Name | None = None
+    """Where the router runs; by default the cheapest CPU-only offer."""
+
+
+class Placement(Noun):
+    """One member on one node type: one Serve deployment."""
+
+    member: Name
+    node_type: Name
+    replicas: PositiveCount
+    share: Annotated[float, Field(gt=0, le=1)]
+    """Share of one accelerator that each replica owns."""
+    batch_size: PositiveCount
+    traffic: Fraction
+    """Share of the member's calls that this deployment serves; a member's placements add up to 1."""
+    expected_batch: Positive
+    """Mean batch size at the planned load."""
+    expected_busy_s: Positive
+    """Predicted busy seconds per item of one replica, at the expected batch and this share."""
+    utilisation: Fraction
+
+    @property
+    def deployment(self) -> str:
+        """Name of the Serve deployment."""
+        return f"{self.member}@{self.node_type}"
+
+
+class RouterPlacement(Noun):
+    """Where the router runs. It owns its node."""
+
+    node_type: Name
+    replicas: PositiveCount = 1
+
+
+class PlannedNodes(Noun):
+    """Nodes of one type that the plan rents, with the price and where it came from."""
+
+    node_type: Name
+    count: PositiveCount
+    usd_per_hour: NotNegative
+    """Per node."""
+    market: str
+    source: str
+    date: Day
+
+
+class CostLine(Noun):
+    """quantity x unit_price_usd = usd. Lines of one cost basis add up to the bill."""
+
+    name: str
+    quantity: float
+    unit: str
+    unit_price_usd: float
+    usd: float
+
+
+class PredictedCost(Noun):
+    """Dollars at the planned load on both cost bases."""
+
+    usd_per_hour_usage: NotNegative
+    """Busy time only: what the queries themselves consume."""
+    usd_per_hour_allocation: NotNegative
+    """What is rented, busy or not."""
+    usd_per_1k_usage: NotNegative
+    usd_per_1k_allocation: NotNegative
+    usd_per_1k_correct_usage: NotNegative
+    usd_per_1k_correct_allocation: NotNegative
+
+    @classmethod
+    def of(cls, usage_usd_per_hour: float, allocation_usd_per_hour: float, rate_per_s: float, accuracy: float) -> Self:
+        """Both bases from dollars per hour, the rate in queries per second and the accuracy (above 0)."""
+        per_1k = 1000 / (3600 * rate_per_s)
+        return cls(
+            usd_per_hour_usage=usage_usd_per_hour,
+            usd_per_hour_allocation=allocation_usd_per_hour,
+            usd_per_1k_usage=usage_usd_per_hour * per_1k,
+            usd_per_1k_allocation=allocation_usd_per_hour * per_1k,
+            usd_per_1k_correct_usage=usage_usd_per_hour * per_1k / accuracy,
+            usd_per_1k_correct_allocation=allocation_usd_per_hour * per_1k / accuracy,
+        )
+
+
+class Baseline(Noun):
+    """The best single model on its best node type: the cheapest that keeps the same promises."""
+
+    member: Name
+    node_type: Name
+    nodes: PositiveCount
+    accuracy: Fraction
+    cost: PredictedCost
+    note: str = ""
+
+
+class SolverReport(Noun):
+    """How much the optimiser knows about its answer."""
+
+    status: Literal["proved", "gap"]
+    usd_per_hour: NotNegative
+    bound_usd_per_hour: NotNegative
+    candidates: PositiveCount
+    message: str = ""
+
+
+class Plan(Noun):
+    """Which members run where, what it will cost and why: everything `coe build` needs."""
+
+    kind: Literal["plan"] = "plan"
+    version: Literal[1] = 1
+    name: Name
+    cascade: Cascade
+    workload: Workload
+    stats: CascadeStats
+    """Of the cascade on the certification split."""
+    pool: Pool
+    placements: Annotated[tuple[Placement, ...], Field(min_length=1)]
+    router: RouterPlacement
+    nodes: Annotated[tuple[PlannedNodes, ...], Field(min_length=1)]
+    offers: tuple[Offer, ...]
+    """The offers of the nodes above, so that a plan needs no price list beside it."""
+    latency_bound_s: Positive
+    """Predicted upper bound of the promised latency quantile."""
+    tier_latency_s: tuple[Positive, ...]
+    cost: PredictedCost
+    usage_lines: tuple[CostLine, ...]
+    allocation_lines: tuple[CostLine, ...]
+    baseline: Baseline | None
+    """None where no single model keeps the promises."""
+    solver: SolverReport
+    python_path: str = ""
+    """Folder that must be importable where members run (that of the pool file)."""
+    rejected: tuple[str, ...] = ()
+    """The cheapest alternatives that were not chosen, with the reason."""
+    inputs: dict[str, str]
+    """Name of each input -> fingerprint."""
+
+    def offer(self, node_type: str) -> Offer:
+        """The offer behind a node type of the plan."""
+        return Prices(offers=self.offers).offer(node_type)
+
+
+# --- The ledger: what happened ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpan:
+    """Nodes of one type that were rented from start_s to end_s, busy or not. Spans never overlap for one node."""
+
+    node_type: str
+    count: int
+    usd_per_hour: float
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRun:
+    """One call of one member with a batch. Billed whatever its status: `busy_s` x `share` of the node's price.
+
+    status: ok · late (answered after the router gave up) · failed · cancelled (the router no longer needed it).
+    """
+
+    tier: int
+    member: str
+    node_type: str
+    share: float
+    items: int
+    start_s: float
+    busy_s: float
+    status: str = "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one query got, and when. `answer` is a class index, `MISSING_VOTE` for a query that failed."""
+
+    query_id: str
+    arrival_s: float
+    done_s: float
+    tier: int
+    answer: int
+    score: float
+    degraded: bool
+    status: str = "ok"
+
+
+Record = NodeSpan | BatchRun | Answer
+
+
+class BenchAnswer(Noun):
+    """What the client saw of one query. Times are seconds since the Unix epoch."""
+
+    item: str
+    answer: int
+    """Class index; `MISSING_VOTE` for a failed request."""
+    label: int
+    tier: int
+    degraded: bool
+    due_s: float
+    """When the open loop meant to send it; latency counts from here, so a slow client hides nothing."""
+    done_s: float
+    http_status: int
+    """0 where no response came."""
+
+    @property
+    def latency_s(self) -> float:
+        """From the moment it was due to the response."""
+        return self.done_s - self.due_s
+
+
+class Bench(Noun):
+    """One run of a client against a live service."""
+
+    kind: Literal["bench"] = "bench"
+    version: Literal[1] = 1
+    url: str
+    data: str
+    """Data file and split."""
+    rate_per_s: Positive
+    seed: int
+    started_s: float
+    ended_s: float
+    answers: Annotated[tuple[BenchAnswer, ...], Field(min_length=1)]
+
+
+def _refuse_repeats(names: list[str], key: str, why: str) -> None:
+    """ValueError naming the first name that occurs twice."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{key}: '{name}' appears twice; {why}")
+        seen.add(name)
