@@ -2,8 +2,7 @@
 
 A YAML or JSON file of ours starts with `kind` and `version`. Reading gives a frozen noun of `coe.types` or an
 `InvalidInput` that names file, line, key path, rule, value found and remedy. Writing goes to a temporary file beside
-the target which then replaces it, so that no reader ever sees half a file. The suffix decides: `.json` is JSON, anything
-else YAML.
+the target which then replaces it, so that no reader ever sees half a file. A `.json` file is JSON, any other YAML.
 """
 
 from __future__ import annotations
@@ -187,7 +186,11 @@ def _validated(path: Path, data: dict[str, Any], lines: Lines, noun: type[N]) ->
     try:
         return noun.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        raise InvalidInput([_problem(path, lines, noun, e) for e in error.errors()]) from None
+        errors = error.errors()
+        # pydantic also calls a list too short when its entries are wrong; the entries' own errors say enough
+        inside = {tuple(e["loc"][: len(o["loc"])]) for e in errors for o in errors if len(e["loc"]) > len(o["loc"])}
+        told = [e for e in errors if e["type"] != "too_short" or tuple(e["loc"]) not in inside]
+        raise InvalidInput([_problem(path, lines, noun, e) for e in told]) from None
 
 
 def _problem(path: Path, lines: Lines, noun: type[Noun], error: ErrorDetails) -> Problem:

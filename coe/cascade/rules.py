@@ -8,8 +8,8 @@ Missing votes. `Scored.certain` says where the answer stands whatever the missin
 on a vote that was not cast. Where a vote is missing and the answer is not certain, the tier may not accept.
 
 Ties. `vote` is black-box: among the classes with most votes, the one voted for by the earliest listed member wins (so
-list the strongest member first). `score` sees probabilities: among the classes with most votes, the one with the highest
-mean probability wins, then the one voted for by the earliest listed member.
+list the strongest member first). `score` sees probabilities: among the classes with most votes, the one with the
+highest mean probability wins, then the one voted for by the earliest listed member.
 """
 
 from __future__ import annotations
