@@ -1,0 +1,1 @@
+"""The quickstart: a cascade that reads scikit-learn's handwritten digits."""
