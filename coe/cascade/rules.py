@@ -86,10 +86,14 @@ class _Ballots:
     def __init__(self, answers: IntArray) -> None:
         self.answers = answers
         self.there = answers != MISSING_VOTE
-        same = answers[:, :, None] == answers[:, None, :]
-        self.votes = np.where(self.there, (same & self.there[:, None, :]).sum(axis=2), 0)
+        self.votes = self.there.astype(np.int64)
+        for i in range(answers.shape[1]):  # a loop over pairs of members: few, and each a whole column
+            for j in range(i):
+                same = (answers[:, i] == answers[:, j]) & self.there[:, i]
+                self.votes[:, i] += same
+                self.votes[:, j] += same
         self.most = self.votes.max(axis=1)
-        self.missing = (~self.there).sum(axis=1)
+        self.missing = answers.shape[1] - self.there.sum(axis=1)
 
     def first_of(self, leading: BoolArray) -> tuple[IntArray, IntArray]:
         """Answer and column of the earliest member in `leading` that voted; both -1 where nobody voted."""
@@ -109,6 +113,8 @@ class _Ballots:
         The strongest attack gives every missing vote to one rival. At a tie the rival wins if somebody voted for it, or
         could, before the first vote for the answer; with `ties_are_open` any tie counts as lost.
         """
+        if not self.missing.any():
+            return np.ones(len(answer), dtype=np.bool_)
         own = self.votes_for(answer)
         position = np.arange(self.answers.shape[1])[None, :]
         far = self.answers.shape[1]

@@ -1,0 +1,94 @@
+"""From the shape of a cascade (members and rules) to gates that are as loose as can be certified.
+
+The path of gates is chosen on the calibration split alone; `certify` then walks it on the certification split.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from coe.cascade.certify import certify_path
+from coe.cascade.evaluate import always_accepts, check_against
+from coe.cascade.rules import rule
+from coe.errors import InvalidInput, Problem
+from coe.types import Cascade, PredictionTable, Tier
+
+LONGEST_PATH = 400
+"""More thresholds than this are thinned to evenly spaced quantiles."""
+
+
+def calibrate(cascade: Cascade, table: PredictionTable, reference: str, epsilon: float, delta: float) -> Cascade:
+    """The cascade with its gates as loose as the certification split allows, and the certificate.
+
+    The given quorums and thresholds do not matter, only members and rules do. A cascade of one tier has no gate and is
+    certified as it is. Raises `CannotCertify`, and `InvalidInput` for empty, overlapping or single-class splits.
+    """
+    selection, certification = table.split("calibration"), table.split("certification")
+    refuse_overlap(selection, certification)
+    if len(np.unique(selection.labels)) < 2:
+        only = table.classes[int(selection.labels[0])]
+        raise InvalidInput(
+            Problem("predictions", "the calibration split must hold at least two classes", f"only '{only}'")
+        )
+    return certify_path(path(cascade, selection), certification, reference, epsilon, delta)
+
+
+def path(cascade: Cascade, selection: PredictionTable) -> tuple[Cascade, ...]:
+    """Cascades with the same members and rules, from the strictest gates to the loosest that still defer.
+
+    Every step accepts at least what the step before it accepted. With several gated tiers all gates loosen together,
+    each from its strictest to its loosest.
+    """
+    check_against(cascade, selection)
+    gates = [gates_of(tier, selection) for tier in cascade.tiers[:-1]]
+    steps = max((len(g) for g in gates), default=1)
+    result = []
+    for step in range(steps):
+        at = [g[round(step * (len(g) - 1) / max(1, steps - 1))] for g in gates]
+        result.append(Cascade(name=cascade.name, tiers=(*at, cascade.tiers[-1])))
+    return tuple(result)
+
+
+def gates_of(tier: Tier, selection: PredictionTable) -> tuple[Tier, ...]:
+    """Every gate of a tier that accepts differently on `selection`, strictest first.
+
+    Raises `InvalidInput` where no setting both accepts and defers something.
+    """
+    if tier.quorum is not None:
+        bars: list[float] = [float(q) for q in range(len(tier.members), 1, -1)]
+    else:
+        bars = thresholds(rule(tier.rule)(selection.outputs(tier.members)).score)
+    gates = [with_bar(tier, bar) for bar in bars]
+    useful = tuple(gate for gate in gates if not always_accepts(gate, len(selection.classes)))
+    if not useful:
+        who = "+".join(tier.members)
+        remedy = "ask more members, or use rule 'score'"
+        raise InvalidInput(Problem(f"tier {who}", "has no gate that both accepts and defers", remedy=remedy))
+    return useful
+
+
+def with_bar(tier: Tier, bar: float) -> Tier:
+    """The tier with its quorum or threshold set to `bar`."""
+    if tier.rule == "vote" or tier.quorum is not None:
+        return Tier(members=tier.members, rule=tier.rule, quorum=int(bar))
+    return Tier(members=tier.members, rule=tier.rule, threshold=bar)
+
+
+def thresholds(scores: np.ndarray) -> list[float]:
+    """Thresholds that split the distinct scores, highest first; each lies halfway between two neighbours.
+
+    Halfway, so that rounding in the last digit, which differs between batch sizes, changes no decision.
+    """
+    distinct = np.unique(scores)[::-1]
+    between = (distinct[:-1] + distinct[1:]) / 2
+    if len(between) > LONGEST_PATH:
+        between = between[np.linspace(0, len(between) - 1, LONGEST_PATH).round().astype(int)]
+    return [float(b) for b in between]
+
+
+def refuse_overlap(first: PredictionTable, second: PredictionTable) -> None:
+    """Raise `InvalidInput` where two splits share an item: a certificate must rest on unseen data."""
+    shared = np.intersect1d(first.items, second.items)
+    if len(shared):
+        found = f"'{shared[0]}' and {len(shared) - 1} more" if len(shared) > 1 else f"'{shared[0]}'"
+        raise InvalidInput(Problem("predictions", "calibration and certification must not share items", found))
