@@ -150,20 +150,12 @@ def make_importable(base_dir: Path) -> None:
     sys.path.insert(0, folder)
     importlib.invalidate_caches()
     earlier = [f for f in _importable if f != folder]
+    own = {path.stem for path in base_dir.iterdir() if path.suffix == ".py" or path.is_dir()}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        top = name.partition(".")[0]
-        if file and any(_is_in(file, f) for f in earlier) and not _is_in(file, folder) and _has(folder, top):
+        if name.partition(".")[0] in own and file and any(Path(file).resolve().is_relative_to(f) for f in earlier):
             del sys.modules[name]
     _importable[:] = [*earlier, folder]
-
-
-def _is_in(file: str, folder: str) -> bool:
-    return Path(file).resolve().is_relative_to(folder)
-
-
-def _has(folder: str, module: str) -> bool:
-    return (Path(folder) / f"{module}.py").exists() or (Path(folder) / module).is_dir()
 
 
 def imported(member: Member, base_dir: Path) -> Callable[..., Any]:

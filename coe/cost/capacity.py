@@ -1,0 +1,58 @@
+"""How long a batch takes, how large batches become under load, and how much a replica can carry.
+
+A replica owns a share of an accelerator and runs that many times as fast as the whole of it (hard partitions, as with MIG).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from coe.errors import InvalidInput, Problem
+from coe.types import Profile
+
+Quantile = Literal["p50", "p99"]
+
+
+def service_s(profile: Profile, batch: float, quantile: Quantile = "p50") -> float:
+    """Seconds that a batch of `batch` items takes on one whole accelerator.
+
+    Linear between profiled batch sizes; where a larger batch was measured faster than a smaller one, the slower figure
+    holds for both, so that noise never makes a prediction cheaper than what was measured. Below the smallest profiled
+    batch its time is taken. Raises `InvalidInput` above the largest: nothing is extrapolated.
+    """
+    sizes = [t.batch_size for t in profile.timings]
+    if batch > sizes[-1]:
+        where = f"profile of {profile.member} on {profile.accelerator}"
+        remedy = "profile larger batches"
+        raise InvalidInput(Problem(where, f"ends at batch size {sizes[-1]}", f"a batch of {batch:g}", remedy))
+    times = [t.latency_p50_s if quantile == "p50" else t.latency_p99_s for t in profile.timings]
+    return float(np.interp(batch, sizes, np.maximum.accumulate(times)))
+
+
+def replica_throughput_per_s(profile: Profile, batch_size: int, share: float) -> float:
+    """Items per second of one busy replica that owns `share` of an accelerator, in full batches."""
+    return batch_size * share / service_s(profile, batch_size)
+
+
+def expected_batch(profile: Profile, rate_per_s: float, wait_s: float, batch_size: int, speed: float) -> float:
+    """Mean batch size at `rate_per_s` items per second, at most `batch_size`.
+
+    At low load a batch is the item that opened it and those that arrive while it waits. Where that is too slow to carry
+    the load, a queue builds up and batches grow until it is: the smallest n with n * speed / service_s(n) >= rate.
+    `speed` is the sum of the accelerator shares that serve these items.
+    """
+    least = min(float(batch_size), 1 + rate_per_s * wait_s)
+    for n in np.linspace(least, batch_size, 65):
+        if n * speed / service_s(profile, float(n)) >= rate_per_s:
+            return float(n)
+    return float(batch_size)
+
+
+def tier_latency_s(profile: Profile, batch_size: int, share: float, wait_s: float) -> float:
+    """Upper bound of the time in a tier at moderate load.
+
+    The wait for a batch to fill, the batch in progress, the own batch (both full and at their p99), and the hop.
+    """
+    return wait_s + 2 * service_s(profile, batch_size, "p99") / share + profile.hop_p99_s

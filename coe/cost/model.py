@@ -1,0 +1,104 @@
+"""Dollars: from busy time and rented nodes to lines that add up.
+
+Money enters as node time x price. Usage bills the busy time of a replica at the price of the accelerator share it owns;
+allocation bills whole nodes. Overlapping members shortens latency and never reduces dollars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from coe.cost.capacity import service_s
+from coe.errors import InvalidInput, Problem
+from coe.types import CostLine, Offer, PlannedNodes, Prices, Profile, Profiles, RouterPlacement
+
+SECONDS_PER_HOUR = 3600
+
+
+def usd_per_busy_s(offer: Offer, share: float) -> float:
+    """Dollars per busy second of a replica that owns `share` of one accelerator of the node."""
+    return offer.usd_per_hour / offer.devices_per_node * share / SECONDS_PER_HOUR
+
+
+def usd_per_item(profile: Profile, offer: Offer, batch: float) -> float:
+    """Usage dollars per item in batches of `batch`; the same for every share, since a half runs twice as long."""
+    return usd_per_busy_s(offer, 1.0) * service_s(profile, batch) / batch
+
+
+def unit_costs(
+    members: Iterable[str], profiles: Profiles, prices: Prices, batch: float | None = None
+) -> dict[str, float]:
+    """Member -> usage dollars per call on its cheapest accelerator.
+
+    `batch` is the batch size to count with; by default the one at which the member is cheapest. Members without a
+    profile on any offered accelerator are an `InvalidInput`.
+    """
+    costs, lacking = {}, []
+    for member in members:
+        options = [
+            usd_per_item(profile, offer, n)
+            for offer in prices.offers
+            if (profile := profiles.find(member, offer.accelerator)) is not None
+            for n in ([t.batch_size for t in profile.timings] if batch is None else [batch])
+        ]
+        if options:
+            costs[member] = min(options)
+        else:
+            lacking.append(member)
+    if lacking:
+        raise InvalidInput(without_profile(lacking, prices))
+    return costs
+
+
+def without_profile(members: Iterable[str], prices: Prices) -> list[Problem]:
+    """One problem per member that no offered accelerator has a profile of."""
+    offered = ", ".join(sorted({o.accelerator for o in prices.offers}))
+    return [
+        Problem(
+            f"profiles: {member}",
+            "has no profile on any offered accelerator",
+            remedy=f"run `coe profile` for it on one of: {offered}",
+        )
+        for member in members
+    ]
+
+
+def usage_line(tier: int, member: str, offer: Offer, device_hours: float) -> CostLine:
+    """Busy accelerator-hours of one member on one node type."""
+    price = offer.usd_per_hour / offer.devices_per_node
+    name = f"tier {tier + 1}: {member} on {offer.node_type}"
+    return CostLine(
+        name=name, quantity=device_hours, unit="busy device-h", unit_price_usd=price, usd=device_hours * price
+    )
+
+
+def node_lines(nodes: Sequence[PlannedNodes], router: RouterPlacement, hours: float = 1.0) -> tuple[CostLine, ...]:
+    """What is rented, the router's nodes as a line of their own; the lines add up to the bill."""
+    lines = []
+    for node in nodes:
+        for name, count in _split_router(node, router).items():
+            hours_rented = count * hours
+            lines.append(
+                CostLine(
+                    name=name,
+                    quantity=hours_rented,
+                    unit="node-h",
+                    unit_price_usd=node.usd_per_hour,
+                    usd=hours_rented * node.usd_per_hour,
+                )
+            )
+    return tuple(lines)
+
+
+def _split_router(node: PlannedNodes, router: RouterPlacement) -> Mapping[str, int]:
+    """Name of a line -> nodes, with the router's nodes taken out of those of its type."""
+    if node.node_type != router.node_type:
+        return {f"nodes: {node.node_type}": node.count}
+    rest = node.count - router.replicas
+    router_line = {f"router: {node.node_type}": router.replicas}
+    return {**router_line, f"nodes: {node.node_type}": rest} if rest else router_line
+
+
+def total_usd(lines: Iterable[CostLine]) -> float:
+    """Sum of the lines."""
+    return sum(line.usd for line in lines)

@@ -1,0 +1,1 @@
+"""Price lists: ages, sources and the words with which every dollar names them."""
