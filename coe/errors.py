@@ -53,6 +53,10 @@ class InvalidInput(CoeError):
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(str(p) for p in self.problems))
 
+    def __reduce__(self) -> tuple[type[InvalidInput], tuple[tuple[Problem, ...]]]:
+        """Pickled with its problems, so that one raised on another node arrives whole."""
+        return type(self), (self.problems,)
+
 
 class WrongKind(InvalidInput):
     """A readable file of another kind than the verb needs (a plan where a pool is due)."""

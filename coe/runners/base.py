@@ -142,6 +142,8 @@ def make_importable(base_dir: Path) -> None:
     Modules of a folder that was added before, and which this folder has too, are forgotten: two pools may each have
     their own `models.py` in one process.
     """
+    if not base_dir.is_dir():
+        raise InvalidInput(Problem(str(base_dir), "is not a folder here", remedy="it holds the pool file and its code"))
     folder = str(base_dir.resolve())
     if sys.path[:1] == [folder]:
         return
@@ -150,12 +152,17 @@ def make_importable(base_dir: Path) -> None:
     sys.path.insert(0, folder)
     importlib.invalidate_caches()
     earlier = [f for f in _importable if f != folder]
-    own = {path.stem for path in base_dir.iterdir() if path.suffix == ".py" or path.is_dir()}
+    own = {path.stem for path in base_dir.iterdir() if path.suffix == ".py" or path.is_dir()} if earlier else set()
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if name.partition(".")[0] in own and file and any(Path(file).resolve().is_relative_to(f) for f in earlier):
+        if file and name.partition(".")[0] in own and _is_in(file, earlier) and not _is_in(file, [folder]):
             del sys.modules[name]
     _importable[:] = [*earlier, folder]
+
+
+def _is_in(file: str, folders: list[str]) -> bool:
+    path = Path(file).resolve()
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 def imported(member: Member, base_dir: Path) -> Callable[..., Any]:

@@ -1,0 +1,51 @@
+"""From a plan to a Ray Serve application: the router as ingress, one deployment per member and node type.
+
+import_path: deployments.app:build        args: {plan: {...}, ledger_dir: ...}
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve import Application
+
+from coe.serving.labels import replica_options
+from coe.serving.member import MemberReplica
+from coe.serving.router import Router, api
+from coe.types import Plan
+
+ROUTER = "router"
+MEMBER_QUEUE = 8
+"""Batches that may wait at one replica; the router sends two."""
+ROUTER_QUEUE = 2000
+
+
+class CascadeArgs(BaseModel):
+    """Arguments of the application in `serve.yaml`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    plan: Plan
+    ledger_dir: str | None = None
+    """Folder on the router's node; None keeps no ledger."""
+
+
+def build(args: CascadeArgs) -> Application:
+    """The application that does what the plan says: deployments, replicas, shares and node types."""
+    plan = args.plan
+    handles = {}
+    for placement in plan.placements:
+        member = serve.deployment(MemberReplica).options(
+            name=placement.deployment,
+            num_replicas=placement.replicas,
+            max_ongoing_requests=MEMBER_QUEUE,
+            ray_actor_options=replica_options(plan.offer(placement.node_type), placement.share),
+        )
+        handles[placement.deployment] = member.bind(plan.pool, placement.member, placement.share, plan.python_path)
+    router = serve.deployment(serve.ingress(api)(Router)).options(
+        name=ROUTER,
+        num_replicas=plan.router.replicas,
+        max_ongoing_requests=ROUTER_QUEUE,
+        ray_actor_options=replica_options(plan.offer(plan.router.node_type), 1.0),
+    )
+    return router.bind(plan, args.ledger_dir, handles)

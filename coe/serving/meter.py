@@ -1,0 +1,62 @@
+"""What the service is billed for: rented nodes as time goes by, and the ledger that everything is written to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from coe.ledger import Ledger
+from coe.types import NodeSpan, Plan, Record
+
+SPAN_S = 10.0
+"""Without traffic a span of node time is written this often; with traffic, at every flush."""
+
+
+class Meter:
+    """Collects records and node time. `tick` is called about once a second; `close` writes what is left.
+
+    Nodes are counted as the plan rents them, or as many as replies came from, where that is more.
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger | None, clock: Callable[[], float]) -> None:
+        self._plan = plan
+        self._ledger = ledger
+        self._clock = clock
+        self._span_start_s = clock()
+        self._seen: dict[str, set[str]] = {}
+        self.node_type_of: Mapping[str, str] = {p.deployment: p.node_type for p in plan.placements}
+
+    def record(self, record: Record) -> None:
+        """Take a record for the next flush."""
+        if self._ledger is not None:
+            self._ledger.append(record)
+
+    def saw_node(self, deployment: str, node: str) -> None:
+        """A reply of `deployment` came from `node`."""
+        if node:
+            self._seen.setdefault(self.node_type_of[deployment], set()).add(node)
+
+    def tick(self) -> None:
+        """Write what was recorded, with the node time up to now."""
+        if self._ledger is None:
+            return
+        written = self._ledger.flush()
+        if written or self._clock() - self._span_start_s >= SPAN_S:
+            self._add_spans()
+            self._ledger.flush()
+
+    def close(self) -> None:
+        """Write everything and close the ledger."""
+        if self._ledger is not None:
+            self._add_spans()
+            self._ledger.close()
+            self._ledger = None
+
+    def _add_spans(self) -> None:
+        assert self._ledger is not None
+        now = self._clock()
+        for node in self._plan.nodes:
+            is_router = node.node_type == self._plan.router.node_type
+            own = self._plan.router.replicas if is_router else 0
+            count = max(node.count, len(self._seen.get(node.node_type, ())) + own)
+            self._ledger.append(NodeSpan(node.node_type, count, node.usd_per_hour, self._span_start_s, now))
+        self._span_start_s = now

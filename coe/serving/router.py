@@ -1,0 +1,123 @@
+"""The router: the Serve ingress that takes requests, batches them through the tiers and keeps the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from ray.serve.handle import DeploymentHandle
+
+from coe.errors import InvalidInput
+from coe.ledger import Ledger
+from coe.serving.batching import Reply, RouterCore, Unanswered
+from coe.serving.http_api import answer_body, error_body, parsed_items
+from coe.serving.meter import Meter
+from coe.types import Placement, Plan
+
+FLUSH_S = 0.5
+"""A killed router loses at most what was recorded since the last flush."""
+
+log = logging.getLogger("coe.router")
+api = FastAPI(title="coe", description="A cascade of ensembles behind one endpoint.", docs_url=None, redoc_url=None)
+
+
+class Router:
+    """Answers `POST /predict`. Built by `coe.serving.app`, which gives it the plan and a handle per deployment."""
+
+    def __init__(self, plan: Plan, ledger_dir: str | None, handles: Mapping[str, DeploymentHandle]) -> None:
+        self._plan = plan
+        self._handles = handles
+        self._fresh_ids = (f"{uuid.uuid4().hex[:8]}-{n}" for n in itertools.count())
+        self._meter = Meter(plan, _opened(plan, ledger_dir), time.time)
+        self._failures: dict[str, int] = {}
+        self._core = RouterCore(
+            plan.cascade,
+            plan.placements,
+            len(plan.pool.classes),
+            wait_s=plan.workload.batch_wait_s,
+            latency_s=plan.workload.latency_s,
+            call=self._call,
+            clock=time.time,
+            record=self._meter.record,
+            note_failure=self._note_failure,
+        )
+        self._background: tuple[asyncio.Task[None], ...] = ()
+
+    def _started(self) -> None:
+        """Start the queues and the ledger's clock with the first request: only then is there an event loop."""
+        if not self._background:
+            self._background = (
+                asyncio.ensure_future(self._core.run()),
+                asyncio.ensure_future(self._flush_for_ever()),
+            )
+
+    async def _call(self, placement: Placement, batch: np.ndarray) -> Reply:
+        reply: Reply = await self._handles[placement.deployment].predict.remote(batch)
+        self._meter.saw_node(placement.deployment, reply.node)
+        return reply
+
+    def _note_failure(self, deployment: str, error: Exception) -> None:
+        """Count a failed call; log the first of each deployment in full, then every hundredth."""
+        count = self._failures[deployment] = self._failures.get(deployment, 0) + 1
+        if count == 1 or count % 100 == 0:
+            log.warning("call %d of %s failed: %s", count, deployment, error)
+
+    async def _flush_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            self._meter.tick()
+
+    @api.post("/predict")
+    async def predict(self, request: Request) -> Response:
+        """Answer one or many items; see `coe.serving.http_api` for the JSON."""
+        self._started()
+        try:
+            items = parsed_items(await request.body(), self._plan.pool.input_shape, self._fresh_ids)
+        except InvalidInput as error:
+            return JSONResponse(error_body(error), status_code=422)
+        answers = await self._core.ask(items)
+        failed = any(isinstance(answer, Unanswered) for answer in answers)
+        body = answer_body(list(items), answers, self._plan.pool.classes)
+        return JSONResponse(body, status_code=503 if failed else 200)
+
+    @api.get("/healthz")
+    async def healthz(self) -> Response:
+        """200 once the router runs and its queues move. Serve starts it after every member is ready."""
+        self._started()
+        broken = [task for task in self._background if task.done()]
+        return JSONResponse({"status": "broken" if broken else "ok"}, status_code=500 if broken else 200)
+
+    @api.get("/plan")
+    async def plan(self) -> Response:
+        """The plan that is being served."""
+        return Response(self._plan.model_dump_json(), media_type="application/json")
+
+    def check_health(self) -> None:
+        """For Ray Serve, which restarts a router whose queues have stopped."""
+        for task in self._background:
+            if task.done():
+                raise RuntimeError(f"the router's queues have stopped: {task}")
+
+    async def __del__(self) -> None:
+        """Serve calls this on shutdown: end what is under way and write the ledger to its end."""
+        for task in self._background:
+            task.cancel()
+        await self._core.close()
+        self._meter.close()
+
+
+def _opened(plan: Plan, ledger_dir: str | None) -> Ledger | None:
+    """A ledger of its own for this router replica."""
+    if ledger_dir is None:
+        return None
+    name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{uuid.uuid4().hex[:6]}.jsonl"
+    return Ledger(Path(ledger_dir) / name, plan.fingerprint(), time.time())

@@ -1,0 +1,1 @@
+"""What `serve run` loads, and one folder per example."""
