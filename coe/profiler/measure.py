@@ -2,17 +2,20 @@
 
 Knows neither models nor clusters: it is given a function, batches and a clock.
 
-Stopping rule. Runs are timed one after the other. After `min_runs`, and whenever the number of runs has grown by a half
-since the last look, the median of the newer half is compared with the median of the older half; once they differ by at
-most `tolerance`, the figures stand still. Whatever happens, `max_s` per batch size ends it, but never before
-`LEAST_RUNS` runs. The same idea, with windows of fixed length, is how NVIDIA's perf_analyzer decides that a measurement
-is stable.
+Rounds. A machine drifts: clock frequency, caches, other work. So the batch sizes take turns, a few runs each, and a
+slow second falls on all of them instead of making one look slower than the next larger.
+
+Stopping rule. After `min_runs` per size, and whenever their number has grown by a half since the last look, each
+size's newer half of runs is compared with its older half; once all medians differ by at most `tolerance`, the figures
+stand still. A size that has used up `max_s` seconds is not run again, but none gets fewer than `LEAST_RUNS` runs. The
+idea of measuring until consecutive windows agree is that of NVIDIA's perf_analyzer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,9 @@ from coe.errors import InvalidInput, Problem
 from coe.types import BatchTiming
 
 LEAST_RUNS = 3
+ROUND_RUNS = 10
+SHORTEST_S = 1e-9
+"""Stands for a time that the clock is too coarse to see."""
 
 
 def measure(
@@ -34,7 +40,7 @@ def measure(
     max_runs: int = 2000,
     max_s: float = 2.0,
     tolerance: float = 0.05,
-    warm_up_runs: int = 2,
+    warm_up_runs: int = 3,
 ) -> tuple[BatchTiming, ...]:
     """Timings of `predict` on batches of each size, in rising order. `clock` gives seconds; `max_s` is per size.
 
@@ -46,56 +52,63 @@ def measure(
     sizes = sorted(batch_sizes)
     if not sizes or sizes[0] < 1 or len(set(sizes)) < len(sizes):
         raise InvalidInput(Problem("batch sizes", "must be different whole numbers from 1", str(list(batch_sizes))))
-    timings = []
-    for size in sizes:
-        batch = make_batch(size)
+    series = [_Series(size, make_batch(size)) for size in sizes]
+    for one in series:
         for _ in range(warm_up_runs):
-            predict(batch)
-        runs_s = _timed(predict, batch, clock, min_runs, max_runs, max_s, tolerance)
-        timings.append(_timing(size, runs_s))
-    return tuple(timings)
+            predict(one.batch)
+    goal = min(max_runs, min_runs)
+    while True:
+        _run_until(goal, series, predict, clock, max_s)
+        settled = all(one.is_out_of_time(max_s) or stands_still(one.runs_s, tolerance) for one in series)
+        if settled or goal >= max_runs:
+            return tuple(one.timing() for one in series)
+        goal = min(max_runs, math.ceil(1.5 * goal))
 
 
-def _timed(
+@dataclass
+class _Series:
+    """The runs of one batch size."""
+
+    batch_size: int
+    batch: NDArray[Any]
+    runs_s: list[float] = field(default_factory=list)
+    total_s: float = 0.0
+
+    def is_out_of_time(self, max_s: float) -> bool:
+        return len(self.runs_s) >= LEAST_RUNS and self.total_s >= max_s
+
+    def add(self, run_s: float) -> None:
+        self.runs_s.append(run_s)
+        self.total_s += run_s
+
+    def timing(self) -> BatchTiming:
+        p50 = max(SHORTEST_S, float(np.quantile(self.runs_s, 0.50)))
+        p99 = max(p50, float(np.quantile(self.runs_s, 0.99, method="higher")))
+        return BatchTiming(batch_size=self.batch_size, latency_p50_s=p50, latency_p99_s=p99, runs=len(self.runs_s))
+
+
+def _run_until(
+    goal: int,
+    series: Sequence[_Series],
     predict: Callable[[NDArray[Any]], object],
-    batch: NDArray[Any],
     clock: Callable[[], float],
-    min_runs: int,
-    max_runs: int,
     max_s: float,
-    tolerance: float,
-) -> list[float]:
-    """Seconds of each run, until they stand still or time is up."""
-    runs_s: list[float] = []
-    look_at = max(min_runs, 2 * LEAST_RUNS)
-    began = clock()
-    while len(runs_s) < max_runs:
-        started = clock()
-        predict(batch)
-        now = clock()
-        runs_s.append(now - started)
-        if len(runs_s) >= LEAST_RUNS and now - began >= max_s:
-            break
-        if len(runs_s) >= look_at:
-            if stands_still(runs_s, tolerance):
-                break
-            look_at = math.ceil(1.5 * len(runs_s))
-    return runs_s
+) -> None:
+    """Rounds of up to `ROUND_RUNS` runs per size, until each has `goal` runs or is out of time."""
+    while unfinished := [one for one in series if len(one.runs_s) < goal and not one.is_out_of_time(max_s)]:
+        for one in unfinished:
+            for _ in range(min(ROUND_RUNS, goal - len(one.runs_s))):
+                started = clock()
+                predict(one.batch)
+                one.add(clock() - started)
+                if one.is_out_of_time(max_s):
+                    break
 
 
 def stands_still(runs_s: Sequence[float], tolerance: float) -> bool:
     """Whether the median of the newer half of the runs is within `tolerance` (relative) of the older half's."""
     half = len(runs_s) // 2
+    if half == 0:
+        return False
     older, newer = float(np.median(runs_s[:half])), float(np.median(runs_s[-half:]))
     return abs(newer - older) <= tolerance * older
-
-
-def _timing(size: int, runs_s: Sequence[float]) -> BatchTiming:
-    """Median and 99th percentile of all timed runs."""
-    kept = np.asarray(runs_s)
-    p50 = float(np.quantile(kept, 0.50))
-    p99 = float(np.quantile(kept, 0.99, method="higher"))
-    smallest = 1e-9  # a clock too coarse to see the run
-    return BatchTiming(
-        batch_size=size, latency_p50_s=max(p50, smallest), latency_p99_s=max(p99, p50, smallest), runs=len(kept)
-    )

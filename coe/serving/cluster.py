@@ -247,6 +247,14 @@ def current(state_dir: Path = STATE_DIR) -> ClusterState | None:
     return state
 
 
+def load_state(state_dir: Path = STATE_DIR) -> ClusterState:
+    """The running cluster of this state folder; `Unavailable` where none is up."""
+    state = current(state_dir)
+    if state is None:
+        raise Unavailable(f"no fleet of {state_dir} is up; start one: coe cluster up FLEET")
+    return state
+
+
 def _state(state_dir: Path) -> ClusterState | None:
     path = state_dir / STATE_FILE
     return read(path, ClusterState) if path.exists() else None

@@ -55,7 +55,7 @@ def profile_members(
     address: str,
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
-    max_s: float = 2.0,
+    max_s: float = 1.0,
     today: str,
     sample: NDArray[Any] | None = None,
     progress: Progress | None = None,

@@ -58,6 +58,7 @@ def test_down_leaves_no_process_and_no_file(test_fleet: Fleet, tmp_path: Path) -
     state = cluster.up(_alone(test_fleet), tmp_path)
     started = cluster.processes(state)
     assert len(started) >= 3, "leader, raylet, gcs"
+    assert cluster.load_state(tmp_path) == state
     with pytest.raises(Unavailable, match=r"already up .* coe cluster down"):
         cluster.up(test_fleet, tmp_path)
 
@@ -68,6 +69,8 @@ def test_down_leaves_no_process_and_no_file(test_fleet: Fleet, tmp_path: Path) -
     assert not Path(state.temp_dir).exists()
     assert list(tmp_path.iterdir()) == []
     assert cluster.down(tmp_path) == 0, "idempotent"
+    with pytest.raises(Unavailable, match=r"no fleet .* is up"):
+        cluster.load_state(tmp_path)
 
 
 @pytest.mark.serving

@@ -47,7 +47,18 @@ def test_a_steady_model_stops_at_min_runs_with_exact_figures() -> None:
     assert [(t.batch_size, t.runs) for t in timings] == [(1, 10), (4, 10)], "rising sizes, whatever the order given"
     assert timings[0].latency_p50_s == pytest.approx(0.001)
     assert timings[1].latency_p99_s == pytest.approx(0.004)
-    assert model.calls == [1] * 12 + [4] * 12
+    assert model.calls == [1, 1, 4, 4] + [1] * 10 + [4] * 10
+
+
+def test_sizes_take_turns_so_that_drift_falls_on_all_of_them() -> None:
+    def slower_in_the_middle(_: int) -> Iterator[float]:
+        while True:
+            yield 0.010 + 0.005 * (1.0 <= model.now_s < 2.0)
+
+    model = Model(slower_in_the_middle)
+    timings = measure(model, batch, [1, 2], clock=model.clock, min_runs=100, max_s=100, tolerance=1.0, warm_up_runs=0)
+    assert timings[0].latency_p50_s == pytest.approx(timings[1].latency_p50_s, rel=0.01)
+    assert model.calls[:40] == [1] * 10 + [2] * 10 + [1] * 10 + [2] * 10
 
 
 def test_warm_up_runs_are_not_timed() -> None:
@@ -125,3 +136,4 @@ def test_stands_still_compares_halves() -> None:
     assert stands_still([1.0] * 10 + [1.04] * 10, tolerance=0.05)
     assert not stands_still([1.0] * 10 + [1.06] * 10, tolerance=0.05)
     assert not stands_still([1.0] * 10 + [0.90] * 10, tolerance=0.05)
+    assert not stands_still([1.0], tolerance=0.05)

@@ -1,0 +1,214 @@
+"""Verbs around a cluster or a running service: profile, build, bench, report."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coe import files
+from coe.cli.console import Out, progress, say, today, wrote
+from coe.cli.offline import PricesFile, check_sources
+from coe.errors import GateExceeded, InvalidInput, Problem
+from coe.types import Bench, Plan, Pool, Workload
+
+
+class Format(StrEnum):
+    """How a report is written."""
+
+    text = "text"
+    json = "json"
+    markdown = "markdown"
+    html = "html"
+
+
+def profile(
+    pool_file: Annotated[Path, typer.Argument(metavar="POOL", help="pool.yaml")],
+    prices: PricesFile,
+    address: Annotated[str | None, typer.Option("--address", help="Ray cluster; by default RAY_ADDRESS.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Draw batches from these items.")] = None,
+    batch_sizes: Annotated[str, typer.Option("--batch-sizes", help="Comma-separated.")] = "1,2,4,8,16,32",
+    max_seconds: Annotated[
+        float, typer.Option("--max-seconds", min=0.01, help="Per member, node type and batch.")
+    ] = 2.0,
+    out: Out = Path("profiles.yaml"),
+) -> None:
+    """Time every member on every node type of a Ray cluster.
+
+    \b
+    Example:
+      coe cluster up fleet.yaml
+      coe profile pool.yaml --prices fleet.yaml -o profiles.yaml
+    """
+    from coe.profiler.predict import load_data
+    from coe.serving.profile import profile_members
+
+    pool = files.read(pool_file, Pool)
+    sizes = _sizes(batch_sizes)
+    with progress("profile") as advance:
+        profiles = profile_members(
+            pool,
+            pool_file.resolve().parent,
+            files.read_prices(prices),
+            _address(address),
+            batch_sizes=sizes,
+            max_s=max_seconds,
+            today=today(),
+            sample=None if data is None else load_data(data).x,
+            progress=advance,
+        )
+    files.write(out, profiles, f"Measured by coe profile on {today()}.")
+    accelerators = sorted({p.accelerator for p in profiles.profiles})
+    wrote(out, f"{len(pool.members)} members on {', '.join(accelerators)}")
+
+
+def build(
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.yaml")],
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Check the certificate against them.")
+    ] = None,
+    uncertified: Annotated[bool, typer.Option("--uncertified", help="Build without a valid certificate.")] = False,
+    ledger: Annotated[
+        Path | None, typer.Option("--ledger", help="Folder for the ledger, on the router's node.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
+    out: Out = Path("serve.yaml"),
+) -> None:
+    """Write the Ray Serve config of a plan, for plain `serve run serve.yaml`.
+
+    \b
+    Example:
+      coe build plan.yaml --predictions predictions.npz --ledger ledger -o serve.yaml
+    """
+    from coe.cascade.certify import verify_certificate
+    from coe.serving.build import header, serve_config
+
+    plan = files.read(plan_file, Plan)
+    if uncertified:
+        say("building WITHOUT checking the certificate: no accuracy is promised")
+    else:
+        table = None if predictions is None else files.read_predictions(predictions)
+        verify_certificate(plan.cascade, table)
+        if table is not None:
+            check_sources(plan.pool, table, Path(plan.python_path or "."), str(predictions))
+    config = serve_config(plan, ledger_dir=None if ledger is None else str(ledger), host=host, port=port)
+    comment = "".join(f"# {line}\n" for line in header(plan).splitlines())
+    files.write_text(out, comment + files.to_yaml(config))
+    wrote(out, f"{len(plan.placements)} deployments and the router; run it with: serve run {out}")
+
+
+def bench(
+    url: Annotated[str, typer.Argument(help="Where the service listens, e.g. http://127.0.0.1:8000")],
+    data: Annotated[Path, typer.Option("--data", help="Labelled items to send.")],
+    split: Annotated[str, typer.Option("--split", help="Which of them.")] = "test",
+    workload: Annotated[Path | None, typer.Option("--workload", help="Takes the rate from it.")] = None,
+    rate: Annotated[float | None, typer.Option("--rate", min=0.001, help="Queries per second.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the arrival times.")] = 0,
+    out: Out = Path("bench.json"),
+) -> None:
+    """Send a labelled split to a running service at a fixed mean rate and keep every answer.
+
+    \b
+    Example:
+      coe bench http://127.0.0.1:8000 --data data.npz --split test --workload workload.yaml -o bench.json
+    """
+    from coe.bench import data_name, run_bench
+    from coe.profiler.predict import load_data
+
+    if rate is None:
+        if workload is None:
+            raise InvalidInput(Problem("", "give --rate or --workload"))
+        rate = files.read(workload, Workload).rate_per_s
+    items = load_data(data).split(split)
+    with progress("bench") as advance:
+        result = run_bench(url, items, data_name(data, split), rate, seed, advance)
+    files.write(out, result)
+    failed = sum(a.http_status != 200 for a in result.answers)
+    right = sum(a.answer == a.label for a in result.answers)
+    wrote(out, f"{len(result.answers)} queries, {failed} failed, {right / len(result.answers):.2%} right")
+
+
+def report(
+    plan: Annotated[Path, typer.Option("--plan", help="plan.yaml that was served")],
+    ledger: Annotated[Path, typer.Option("--ledger", help="A ledger file, or the folder of them.")],
+    bench: Annotated[
+        Path | None, typer.Option("--bench", help="bench.json: restrict to this run, use its labels.")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="For the reference's accuracy on the same items.")
+    ] = None,
+    form: Annotated[Format, typer.Option("--format")] = Format.text,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with 4 if a promise was missed.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; stdout by default.")] = None,
+) -> None:
+    """The dollar report of a ledger: quality, tiers, dollars on both cost bases, latency, promises.
+
+    \b
+    Example:
+      coe report --plan plan.yaml --ledger ledger --bench bench.json --predictions predictions.npz
+      coe report --plan plan.yaml --ledger ledger --format html -o report.html
+    """
+    from coe.ledger import read_ledger
+    from coe.report.summarise import summarise
+
+    planned = files.read(plan, Plan)
+    written = read_ledger(ledger)
+    if written.plan_fingerprint != planned.fingerprint():
+        rule = f"is the ledger of another plan than {plan}"
+        raise InvalidInput(Problem(str(ledger), rule, written.plan_fingerprint[:12], "give the plan that was served"))
+    result = summarise(
+        planned,
+        written.records,
+        bench=None if bench is None else files.read(bench, Bench),
+        table=None if predictions is None else files.read_predictions(predictions),
+        torn_lines=written.torn_lines,
+    )
+    text = _rendered(result, form)
+    if out is None:
+        print(text, end="")
+    else:
+        files.write_text(out, text)
+        wrote(out, f"report on {result.queries} queries")
+    if gate and result.missed:
+        raise GateExceeded(result.missed)
+
+
+def _rendered(result: object, form: Format) -> str:
+    """The report in one format."""
+    from coe.report.html import render_html
+    from coe.report.markdown import render_markdown
+    from coe.report.summarise import Report
+    from coe.report.text import render_text
+
+    assert isinstance(result, Report)
+    if form is Format.json:
+        return result.model_dump_json(indent=1) + "\n"
+    return {Format.text: render_text, Format.markdown: render_markdown, Format.html: render_html}[form](result)
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        sizes = [0]
+    if sizes[0] < 1:
+        raise InvalidInput(Problem("--batch-sizes", "must be whole numbers from 1 up, separated by commas", text))
+    return sizes
+
+
+def _address(given: str | None) -> str:
+    """The cluster's address: the option, RAY_ADDRESS, or the local fleet that is up."""
+    address = given or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        from coe.serving.cluster import current
+
+        state = current()
+        address = None if state is None else state.address
+    if address is None:
+        remedy = "set RAY_ADDRESS, or start a local fleet with `coe cluster up FLEET`"
+        raise InvalidInput(Problem("--address", "no Ray cluster is known", remedy=remedy))
+    return address

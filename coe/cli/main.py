@@ -1,0 +1,98 @@
+"""The program `coe`: collects the verbs and turns errors into messages and exit codes.
+
+0 ok · 1 runtime error · 2 usage or invalid file · 3 infeasible · 4 promise missed · 5 cannot certify · 130 interrupted
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+import coe
+from coe.cli import cluster, live, offline, starters
+from coe.cli.console import settings
+from coe.errors import CoeError, InvalidInput
+
+app = typer.Typer(
+    name="coe",
+    help="Cost-aware cascades of ensembles: from a pool of models to a served cascade and its dollar report.",
+    epilog="Start with `coe init DIR`. Exit codes: 0 ok, 1 runtime error, 2 invalid file or usage, 3 infeasible, "
+    "4 promise missed, 5 cannot certify, 130 interrupted.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def common(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr, no progress.")] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="No colours; NO_COLOR does the same.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Flags before the verb."""
+    settings.quiet = quiet
+    settings.color = not no_color and "NO_COLOR" not in os.environ
+    if version:
+        print(coe.__version__)
+        raise typer.Exit
+
+
+for verb in (
+    starters.init,
+    offline.predict,
+    live.profile,
+    offline.search,
+    offline.calibrate,
+    offline.plan,
+    offline.explain,
+    live.build,
+    live.bench,
+    live.report,
+    starters.validate,
+    cluster.doctor,
+):
+    app.command()(verb)
+app.add_typer(cluster.app, name="cluster")
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; the exit code."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except CoeError as error:
+        _complain(error)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command line
+            error.show()
+            return 2
+        if "COE_TRACEBACK" in os.environ:
+            traceback.print_exc()
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        print("This is a fault in coe, not in your files. COE_TRACEBACK=1 shows where.", file=sys.stderr)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _complain(error: CoeError) -> None:
+    """One line per problem, so that editors and people find each place."""
+    if isinstance(error, InvalidInput) and len(error.problems) > 1:
+        print(f"error: {len(error.problems)} problems", file=sys.stderr)
+        print("\n".join(f"  {problem}" for problem in error.problems), file=sys.stderr)
+    else:
+        print(f"error: {error}", file=sys.stderr)
