@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from coe.cli.console import Out, progress, say, today, wrote
 from coe.cli.offline import PricesFile, check_sources
 from coe.errors import GateExceeded, InvalidInput, Problem
 from coe.types import Bench, Plan, Pool, Workload
+
+if TYPE_CHECKING:
+    from coe.report.summarise import Report
 
 
 class Format(StrEnum):
@@ -177,17 +180,21 @@ def report(
         raise GateExceeded(result.missed)
 
 
-def _rendered(result: object, form: Format) -> str:
+def _rendered(result: Report, form: Format) -> str:
     """The report in one format."""
-    from coe.report.html import render_html
-    from coe.report.markdown import render_markdown
-    from coe.report.summarise import Report
-    from coe.report.text import render_text
-
-    assert isinstance(result, Report)
     if form is Format.json:
         return result.model_dump_json(indent=1) + "\n"
-    return {Format.text: render_text, Format.markdown: render_markdown, Format.html: render_html}[form](result)
+    if form is Format.html:
+        from coe.report.html import render_html
+
+        return render_html(result)
+    if form is Format.markdown:
+        from coe.report.markdown import render_markdown
+
+        return render_markdown(result)
+    from coe.report.text import render_text
+
+    return render_text(result)
 
 
 def _sizes(text: str) -> list[int]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from coe.cascade.certify import verify_certificate
 from coe.cascade.evaluate import evaluate
-from coe.cost.capacity import expected_batch, service_s
-from coe.cost.model import node_lines, total_usd, usage_line
+from coe.cost.capacity import replica_throughput_per_s, service_s
+from coe.cost.model import node_lines, usage_line
 from coe.errors import InvalidInput, Problem
 from coe.placement.explain import conflicts
 from coe.placement.milp import lower_bound_usd_per_hour, solve
@@ -18,6 +16,8 @@ from coe.placement.problem import (
     PlacementProblem,
     Solution,
     build_problem,
+    busy_device_s_per_s,
+    expected_batches,
     price,
     router_offer,
     tier_latencies_s,
@@ -35,7 +35,6 @@ from coe.types import (
     PredictedCost,
     PredictionTable,
     Prices,
-    Profile,
     Profiles,
     RouterPlacement,
     SolverReport,
@@ -89,7 +88,7 @@ def plan(
     if best is None:
         raise conflicts(problems[0])
     baseline = _baseline(sample, profiles, prices, workload)
-    return _plan(best, baseline, pool, profiles, prices, workload, inputs, python_path, name, rejected, len(cascades))
+    return _plan(best, baseline, pool, prices, workload, inputs, python_path, name, rejected, len(cascades))
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,6 @@ def _plan(
     best: _Placed,
     baseline: _Placed | None,
     pool: Pool,
-    profiles: Profiles,
     prices: Prices,
     workload: Workload,
     inputs: Mapping[str, str],
@@ -210,7 +208,7 @@ def _plan(
 ) -> Plan:
     router = RouterPlacement(node_type=router_offer(prices, workload).node_type)
     nodes = _nodes(best.solution, router, prices)
-    placements = _placements(best, profiles, workload)
+    placements = _placements(best)
     latencies = tier_latencies_s(best.problem, best.solution)
     members = [pool.member(m) for m in best.cascade.members]
     return Plan(
@@ -269,15 +267,14 @@ def _nodes(solution: Solution, router: RouterPlacement, prices: Prices) -> tuple
     )
 
 
-def _placements(placed: _Placed, profiles: Profiles, workload: Workload) -> tuple[Placement, ...]:
+def _placements(placed: _Placed) -> tuple[Placement, ...]:
     """One placement per used column, in the order of tiers and members."""
+    batches = expected_batches(placed.problem, placed.solution)
     result = []
     for c, replicas in sorted(placed.solution.replicas.items()):
-        column = placed.problem.columns[c]
-        rate = placed.solution.traffic_per_s[c]
-        profile = _profile(profiles, column.member, column.offer.accelerator)
-        demand = placed.problem.demand_per_s[column.member]
-        n = expected_batch(profile, demand, workload.batch_wait_s, column.batch_size, _speed(placed, column.member))
+        column, n = placed.problem.columns[c], batches[c]
+        rate, demand = placed.solution.traffic_per_s[c], placed.problem.demand_per_s[column.member]
+        full = replicas * replica_throughput_per_s(column.profile, column.batch_size, column.share)
         result.append(
             Placement(
                 member=column.member,
@@ -287,39 +284,18 @@ def _placements(placed: _Placed, profiles: Profiles, workload: Workload) -> tupl
                 batch_size=column.batch_size,
                 traffic=min(1.0, rate / demand),
                 expected_batch=n,
-                expected_busy_s=service_s(profile, n) / n / column.share,
-                utilisation=min(1.0, rate * workload.target_utilisation / (replicas * column.capacity_per_s)),
+                expected_busy_s=service_s(column.profile, n) / n / column.share,
+                utilisation=min(1.0, rate / full),
             )
         )
     return tuple(result)
 
 
-def _speed(placed: _Placed, member: str) -> float:
-    """Sum of accelerator shares that serve a member."""
-    columns = placed.problem.columns
-    return float(
-        np.sum([n * columns[c].share for c, n in placed.solution.replicas.items() if columns[c].member == member])
-    )
-
-
-def _profile(profiles: Profiles, member: str, accelerator: str) -> Profile:
-    found = profiles.find(member, accelerator)
-    assert found is not None, "columns are only built from profiles"
-    return found
-
-
 def _usage_lines(placed: _Placed) -> tuple[CostLine, ...]:
     """Busy accelerator-hours per hour of every used column; they add up to the usage cost."""
-    lines = []
-    for c, rate in sorted(placed.solution.traffic_per_s.items()):
-        column = placed.problem.columns[c]
-        per_device_hour = column.offer.usd_per_hour / column.offer.devices_per_node
-        usd = 3600 * rate * column.usd_per_item
-        hours = usd / per_device_hour if per_device_hour else 0.0
-        lines.append(usage_line(column.tier, column.member, column.offer, hours))
-    expected = usage_usd_per_hour(placed.problem, placed.solution)
-    assert abs(total_usd(lines) - expected) <= 1e-9 + 1e-6 * expected, "usage lines must add up"
-    return tuple(lines)
+    busy = busy_device_s_per_s(placed.problem, placed.solution)
+    columns = placed.problem.columns
+    return tuple(usage_line(columns[c].tier, columns[c].member, columns[c].offer, busy[c]) for c in sorted(busy))
 
 
 # --- Checking what came in --------------------------------------------------------------------------------------------

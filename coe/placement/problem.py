@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coe.cost.capacity import expected_batch, replica_throughput_per_s, tier_latency_s
-from coe.cost.model import usd_per_item, without_profile
+from coe.cost.capacity import expected_batch, replica_throughput_per_s, service_s, tier_latency_s
+from coe.cost.model import usd_per_busy_s, usd_per_item, without_profile
 from coe.errors import InvalidInput, Problem
-from coe.types import Cascade, CascadeStats, Offer, Prices, Profiles, Workload
+from coe.types import Cascade, CascadeStats, Offer, Prices, Profile, Profiles, Workload
 
 SHARES = (1.0, 0.5, 0.25, 0.125)
 """Powers of two pack exactly: whatever fits by sum fits on the devices."""
@@ -22,7 +22,9 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Column:
-    """One way to run one member. `capacity_per_s` is at the target utilisation; `latency_s` bounds its tier's time."""
+    """One way to run one member. `capacity_per_s` is at the target utilisation; `latency_s` bounds its tier's time;
+    `usd_per_item` is the usage cost in the small batches of a light load, which solvers use to break ties.
+    """
 
     member: str
     tier: int
@@ -32,6 +34,7 @@ class Column:
     capacity_per_s: float
     latency_s: float
     usd_per_item: float
+    profile: Profile
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class PlacementProblem:
     min_replicas: int
     quota: Mapping[str, int | None]
     router_usd_per_hour: float
+    batch_wait_s: float
 
     @property
     def tiers(self) -> int:
@@ -102,6 +106,7 @@ def build_problem(
         min_replicas=workload.min_replicas,
         quota={o.node_type: _left(o, router) for o in prices.offers},
         router_usd_per_hour=router.usd_per_hour,
+        batch_wait_s=workload.batch_wait_s,
     )
 
 
@@ -147,6 +152,7 @@ def _columns(
                             replica_throughput_per_s(profile, batch_size, share) * workload.target_utilisation,
                             tier_latency_s(profile, batch_size, share, workload.batch_wait_s),
                             usd_per_item(profile, offer, n),
+                            profile,
                         )
                         for share in SHARES
                         if profile.memory_gib <= share * offer.device_memory_gib
@@ -163,9 +169,32 @@ def price(problem: PlacementProblem, solution: Solution) -> float:
     return problem.router_usd_per_hour + sum(by_type[t] * count for t, count in solution.nodes.items())
 
 
+def expected_batches(problem: PlacementProblem, solution: Solution) -> dict[int, float]:
+    """Mean batch size by column number, at the load and with the replicas of the solution."""
+    result = {}
+    for c in solution.replicas:
+        column = problem.columns[c]
+        peers = {i: n for i, n in solution.replicas.items() if problem.columns[i].member == column.member}
+        result[c] = expected_batch(
+            column.profile,
+            problem.demand_per_s[column.member],
+            problem.batch_wait_s,
+            column.batch_size,
+            sum(n * problem.columns[i].share for i, n in peers.items()),
+        )
+    return result
+
+
+def busy_device_s_per_s(problem: PlacementProblem, solution: Solution) -> dict[int, float]:
+    """Seconds of a whole accelerator that each column is busy per second, by column number."""
+    batches = expected_batches(problem, solution)
+    return {c: solution.traffic_per_s[c] * service_s(problem.columns[c].profile, n) / n for c, n in batches.items()}
+
+
 def usage_usd_per_hour(problem: PlacementProblem, solution: Solution) -> float:
-    """Dollars per hour of busy time."""
-    return sum(3600 * rate * problem.columns[c].usd_per_item for c, rate in solution.traffic_per_s.items())
+    """Dollars per hour of busy time, at the batch sizes that the load leads to."""
+    busy = busy_device_s_per_s(problem, solution)
+    return sum(3600 * usd_per_busy_s(problem.columns[c].offer, 1.0) * seconds for c, seconds in busy.items())
 
 
 def tier_latencies_s(problem: PlacementProblem, solution: Solution) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from typing import Literal
 from coe.types import CostLine, Count, Day, Fraction, Name, NotNegative, Noun, OpenFraction, Positive
 
 Basis = Literal["usage", "allocation"]
+Role = Literal["cascade", "best single model", "reference"]
 
 
 class Window(Noun):
@@ -64,7 +65,7 @@ class AccuracyRow(Noun):
     """Accuracy of one answerer with its exact (Clopper-Pearson) 95% interval."""
 
     name: str
-    role: Literal["cascade", "best single model", "reference"]
+    role: Role
     accuracy: Fraction
     low: Fraction | None
     """None where only the plan's figure is known."""
@@ -139,6 +140,8 @@ class CallRow(Noun):
     """Mean items per call."""
     busy_s: NotNegative
     """Of replicas, each owning its share of an accelerator."""
+    device_s: NotNegative
+    """The same in seconds of whole accelerators."""
     busy_per_item_predicted_s: NotNegative | None
     """None for calls that the plan did not foresee."""
     busy_per_item_s: NotNegative | None
@@ -161,6 +164,11 @@ class NodeRow(Noun):
     planned: Count
     """Nodes in the plan."""
     node_hours: NotNegative
+    router_hours: NotNegative
+    """Part of `node_hours` that belongs to the router."""
+    busy_device_hours: NotNegative
+    idle_device_hours: float
+    """Negative where more busy time was recorded than rented."""
     unmetered_node_hours: NotNegative
     """Part of `node_hours` for which the ledger has no span; billed at the plan's number of nodes."""
     usd_per_hour: NotNegative
@@ -169,7 +177,6 @@ class NodeRow(Noun):
     usd_busy: NotNegative
     usd_router: NotNegative
     usd_idle: float
-    """Negative where more busy time was recorded than rented."""
     market: str
     region: str
     source: str

@@ -68,9 +68,11 @@ def clip(records: Iterable[Record], window: Window) -> Clipped:
             if inside_s > 0:
                 cut = (max(start_s, window.start_s), min(end_s, window.end_s))
                 spans.append(NodeSpan(record.node_type, record.count, record.usd_per_hour, *cut))
-        elif inside_s > 0 or (record.busy_s == 0 and inside_s == 0):
-            whole_s = end_s - start_s  # not busy_s: beside an epoch time it loses digits, and the part must reach 1
-            runs.append(PartOfRun(record, inside_s / whole_s if whole_s > 0 else 1.0))
+        elif inside_s > 0:
+            # over end - start and not over busy_s: beside an epoch time that has lost digits, and a part must reach 1
+            runs.append(PartOfRun(record, inside_s / (end_s - start_s)))
+        elif inside_s == 0 and start_s == end_s:
+            runs.append(PartOfRun(record, 1.0))
     return Clipped(tuple(spans), tuple(runs), tuple(answers))
 
 

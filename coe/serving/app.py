@@ -3,7 +3,7 @@
 import_path: deployments.app:build        args: {plan: {...}, ledger_dir: ...}
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Ray Serve looks at the type of the builder's argument, not at its name.
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
@@ -11,7 +11,7 @@ from ray.serve import Application
 
 from coe.serving.labels import replica_options
 from coe.serving.member import MemberReplica
-from coe.serving.router import Router, api
+from coe.serving.router import Router
 from coe.types import Plan
 
 ROUTER = "router"
@@ -42,7 +42,7 @@ def build(args: CascadeArgs) -> Application:
             ray_actor_options=replica_options(plan.offer(placement.node_type), placement.share),
         )
         handles[placement.deployment] = member.bind(plan.pool, placement.member, placement.share, plan.python_path)
-    router = serve.deployment(serve.ingress(api)(Router)).options(
+    router = serve.deployment(Router).options(
         name=ROUTER,
         num_replicas=plan.router.replicas,
         max_ongoing_requests=ROUTER_QUEUE,

@@ -36,7 +36,8 @@ CLUSTER_ENV = "COE_CLUSTER_ID"
 """Marks every process of a cluster with the cluster's id."""
 
 START_TIMEOUT_S = 120.0
-TERM_TIMEOUT_S = 10.0
+LEADER_TIMEOUT_S = 10.0
+TERM_TIMEOUT_S = 3.0
 KILL_TIMEOUT_S = 5.0
 OBJECT_STORE_BYTES = 80 * 2**20
 """Per node, near Ray's minimum: batches travel by value, so next to nothing is stored."""
@@ -130,6 +131,7 @@ def _start(fleet: Fleet, state: ClusterState, path: Path, progress: Callable[[in
     state = _spawned(state, path, nodes[0], 0, environment, _head_arguments())
     address = _wait_for(state.nodes[0], _folder(temporary, 0))
     state = state.model_copy(update={"address": address})
+    write(path, state)
     progress(1, len(nodes))
     for number, node in enumerate(nodes[1:], start=1):
         state = _spawned(state, path, node, number, environment, ["--address", address, "--include-log-monitor=false"])
@@ -263,21 +265,24 @@ def _state(state_dir: Path) -> ClusterState | None:
 def down(state_dir: Path = STATE_DIR) -> int:
     """End the cluster of this state folder and return how many of its nodes were still running; 0 without one.
 
-    Ray is asked to end first; what is left after `TERM_TIMEOUT_S` is killed. Raises `Unavailable` where even that does
-    not help, and keeps the state file.
+    Ray is asked to end first, then what it left behind, and what is left of that is killed. Raises `Unavailable` where
+    even that does not help, and keeps the state file.
     """
     state = _state(state_dir)
     if state is None:
         return 0
     sessions = _sessions(state)
-    for pid in reversed(sessions or processes(state, sessions)):  # the head last; Ray ends what it started
-        _signal(pid, signal.SIGTERM)
-    if not _wait_until_gone(state, sessions, TERM_TIMEOUT_S):
-        for pid in processes(state, sessions):
-            _signal(pid, signal.SIGKILL)
-        if not _wait_until_gone(state, sessions, KILL_TIMEOUT_S):
-            left = ", ".join(map(str, processes(state, sessions)))
-            raise Unavailable(f"these processes of the fleet '{state.name}' do not end: {left}")
+    for session in reversed(sessions):  # the head last; Ray ends most of what it started
+        _signal(session, signal.SIGTERM)
+    _wait_until_gone(lambda: _sessions(state), state, LEADER_TIMEOUT_S)
+    for number, timeout_s in ((signal.SIGTERM, TERM_TIMEOUT_S), (signal.SIGKILL, KILL_TIMEOUT_S)):
+        for pid in processes(state, sessions):  # Serve's proxy, and whatever has lost its parent
+            _signal(pid, number)
+        if _wait_until_gone(lambda: processes(state, sessions), state, timeout_s):
+            break
+    else:
+        left = ", ".join(map(str, processes(state, sessions)))
+        raise Unavailable(f"these processes of the fleet '{state.name}' do not end: {left}")
     if Path(state.temp_dir).name.startswith(_TEMPORARY_PREFIX):
         shutil.rmtree(state.temp_dir, ignore_errors=True)
     (state_dir / STATE_FILE).unlink(missing_ok=True)
@@ -305,11 +310,11 @@ def _marks(pid: int) -> list[bytes]:
         return []
 
 
-def _wait_until_gone(state: ClusterState, sessions: list[int], timeout_s: float) -> bool:
+def _wait_until_gone(remaining: Callable[[], list[int]], state: ClusterState, timeout_s: float) -> bool:
     due = time.monotonic() + timeout_s
     while True:
         _reap(state)
-        if not processes(state, sessions):
+        if not remaining():
             return True
         if time.monotonic() > due:
             return False

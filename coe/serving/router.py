@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from coe.errors import InvalidInput
@@ -27,9 +28,9 @@ FLUSH_S = 0.5
 """A killed router loses at most what was recorded since the last flush."""
 
 log = logging.getLogger("coe.router")
-api = FastAPI(title="coe", description="A cascade of ensembles behind one endpoint.", docs_url=None, redoc_url=None)
 
 
+@serve.ingress()  # without an app: each replica builds its own, from its own methods
 class Router:
     """Answers `POST /predict`. Built by `coe.serving.app`, which gives it the plan and a handle per deployment."""
 
@@ -51,6 +52,14 @@ class Router:
             note_failure=self._note_failure,
         )
         self._background: tuple[asyncio.Task[None], ...] = ()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls it by this name
+        """The web application of this replica."""
+        api = FastAPI(title="coe", description="A cascade of ensembles behind one endpoint.", docs_url=None)
+        api.add_api_route("/predict", self.predict, methods=["POST"])
+        api.add_api_route("/healthz", self.healthz, methods=["GET"])
+        api.add_api_route("/plan", self.plan, methods=["GET"])
+        return api
 
     def _started(self) -> None:
         """Start the queues and the ledger's clock with the first request: only then is there an event loop."""
@@ -76,7 +85,6 @@ class Router:
             await asyncio.sleep(FLUSH_S)
             self._meter.tick()
 
-    @api.post("/predict")
     async def predict(self, request: Request) -> Response:
         """Answer one or many items; see `coe.serving.http_api` for the JSON."""
         self._started()
@@ -89,14 +97,12 @@ class Router:
         body = answer_body(list(items), answers, self._plan.pool.classes)
         return JSONResponse(body, status_code=503 if failed else 200)
 
-    @api.get("/healthz")
     async def healthz(self) -> Response:
         """200 once the router runs and its queues move. Serve starts it after every member is ready."""
         self._started()
         broken = [task for task in self._background if task.done()]
         return JSONResponse({"status": "broken" if broken else "ok"}, status_code=500 if broken else 200)
 
-    @api.get("/plan")
     async def plan(self) -> Response:
         """The plan that is being served."""
         return Response(self._plan.model_dump_json(), media_type="application/json")

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from coe.files import write_atomically
 
-SIZES = {"train": 600, "calibration": 350, "certification": 450, "test": 397}
+SIZES = {"train": 500, "calibration": 300, "certification": 600, "test": 397}
 SEED = 20
 
 

@@ -73,7 +73,7 @@ class Demo:
         inputs = ("--profiles", WORK / "profiles.yaml", "--prices", FLEET, "--workload", WORK / "workload.yaml")
         self.step(
             "time every member on every node type",
-            *("coe", "profile", WORK / "pool.yaml", "--prices", FLEET, "-o", WORK / "profiles.yaml"),
+            *("coe", "profile", WORK / "pool.yaml", "--prices", FLEET, "--data", WORK / "data.npz", "--max-seconds", "0.3", "-o", WORK / "profiles.yaml"),
             cluster=True,
         )
         self.step(

@@ -95,7 +95,7 @@ def main(data_path: str, pool_path: str) -> None:
 
 def _epochs(member: Member) -> int:
     """The dearer the model per image, the fewer passes it needs and gets."""
-    return 12 if "residual" in member.model else 40
+    return 18 if "residual" in member.model else 40
 
 
 if __name__ == "__main__":

@@ -55,15 +55,17 @@ def test_a_replica_runs_on_its_node_and_sees_the_environment(test_fleet: Fleet) 
 
 @pytest.mark.serving
 def test_down_leaves_no_process_and_no_file(test_fleet: Fleet, tmp_path: Path) -> None:
-    state = cluster.up(_alone(test_fleet), tmp_path)
-    started = cluster.processes(state)
-    assert len(started) >= 3, "leader, raylet, gcs"
-    assert cluster.load_state(tmp_path) == state
-    with pytest.raises(Unavailable, match=r"already up .* coe cluster down"):
-        cluster.up(test_fleet, tmp_path)
+    try:
+        state = cluster.up(_alone(test_fleet), tmp_path)
+        started = cluster.processes(state)
+        assert len(started) >= 3, "leader, raylet, gcs"
+        assert cluster.load_state(tmp_path) == state
+        with pytest.raises(Unavailable, match=r"already up .* coe cluster down"):
+            cluster.up(test_fleet, tmp_path)
+    finally:
+        ended = cluster.down(tmp_path)
 
-    assert cluster.down(tmp_path) == 1
-
+    assert ended == 1
     assert cluster.processes(state, list(state.pids)) == []
     assert not [pid for pid in started if _is_alive(pid)]
     assert not Path(state.temp_dir).exists()
