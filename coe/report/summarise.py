@@ -203,8 +203,8 @@ def summarise(
         deployments=tuple(_deployment(p, plan, window) for p in plan.placements),
         latency=latency,
         costs=(
-            _basis(plan, "usage", runs_usd, len(good), correct),
-            _basis(plan, "allocation", bill, len(good), correct),
+            _basis(plan, "usage", runs_usd, window, correct),
+            _basis(plan, "allocation", bill, window, correct),
         ),
         usage_lines=usage_lines,
         allocation_lines=allocation_lines,
@@ -389,17 +389,22 @@ def _merged(lines: Sequence[CostLine]) -> tuple[CostLine, ...]:
 
 
 def _basis(
-    plan: Plan, basis: Literal["usage", "allocation"], usd: float, answered: int, correct: float | None
+    plan: Plan, basis: Literal["usage", "allocation"], usd: float, window: _Window, correct: float | None
 ) -> BasisCost:
-    """One basis per 1,000, beside the plan's prediction and the baseline's."""
-    baseline = None if plan.baseline is None else getattr(plan.baseline.cost, f"usd_per_1k_{basis}")
-    per_1k = 1000 * usd / answered
+    """One basis per 1,000, beside the plan's prediction and the best single model's at the observed rate.
+
+    What is rented costs the same per hour at any rate, so per query it is converted to the rate that was observed.
+    """
+    per_1k = 1000 * usd / len(window.answers)
+    rented = plan.workload.rate_per_s * (window.end_s - window.start_s) / len(window.answers)
+    factor = rented if basis == "allocation" else 1.0
+    baseline = None if plan.baseline is None else factor * getattr(plan.baseline.cost, f"usd_per_1k_{basis}")
     return BasisCost(
         basis=basis,
         usd=usd,
         usd_per_1k=per_1k,
         usd_per_1k_correct=1000 * usd / correct if correct else None,
-        predicted_usd_per_1k=getattr(plan.cost, f"usd_per_1k_{basis}"),
+        predicted_usd_per_1k=factor * getattr(plan.cost, f"usd_per_1k_{basis}"),
         baseline_usd_per_1k=baseline,
         saving=1 - per_1k / baseline if baseline else None,
     )

@@ -9,7 +9,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from coe.errors import InvalidInput, Problem
 from coe.prices.catalog import provenance
-from coe.serving.labels import NODE_TYPE_LABEL, THROUGHPUT_ENV, replica_options
+from coe.serving.labels import NODE_TYPE_LABEL, SERVE_ENV, replica_options
 from coe.types import Plan
 
 IMPORT_PATH = "deployments.app:build"
@@ -42,7 +42,7 @@ def serve_config(plan: Plan, *, ledger_dir: str | None, host: str = "127.0.0.1",
 
 def header(plan: Plan) -> str:
     """Comment lines for the top of `serve.yaml`: what it deploys, what the cluster must offer."""
-    settings = "\n".join(f"  {name}={value}" for name, value in THROUGHPUT_ENV.items())
+    settings = "\n".join(f"  {name}={value}" for name, value in SERVE_ENV.items())
     needed = "\n".join(f"  {n.count} x {n.node_type}" for n in plan.nodes)
     return (
         f"{plan.cascade.name}: ${plan.cost.usd_per_hour_allocation:.3f} per hour at {plan.workload.rate_per_s:g} queries/s.\n"

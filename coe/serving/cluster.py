@@ -27,7 +27,7 @@ from typing import Literal
 
 from coe.errors import InvalidInput, Problem, Unavailable
 from coe.files import read, write
-from coe.serving.labels import CPU_SHARE_ENV, THROUGHPUT_ENV, accelerator_resource, node_cpus, node_labels
+from coe.serving.labels import CPU_SHARE_ENV, SERVE_ENV, accelerator_resource, node_cpus, node_labels
 from coe.types import Fleet, FleetNode, Noun, Offer
 
 STATE_DIR = Path(".coe")
@@ -156,7 +156,7 @@ def _environment(cluster_id: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", CPU_SHARE_ENV)}
     return {
         **kept,
-        **THROUGHPUT_ENV,
+        **SERVE_ENV,
         **ONE_THREAD_ENV,
         CLUSTER_ENV: cluster_id,
         "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *filter(None, [kept.get("PYTHONPATH")])]),

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import ray
 
-from coe.serving.labels import CPU_SHARE_ENV, NODE_TYPE_LABEL, THROUGHPUT_ENV
+from coe.serving.labels import CPU_SHARE_ENV, NODE_TYPE_LABEL, SERVE_ENV
 from coe.serving.profile import connected, cpu_name
 from coe.types import Noun
 
@@ -144,7 +144,7 @@ def _seen_from(node_id: str) -> Any:
 
 def look_around() -> tuple[dict[str, str], dict[str, str]]:
     """Versions, and those variables of the environment that matter."""
-    names = (CPU_SHARE_ENV, *THROUGHPUT_ENV)
+    names = (CPU_SHARE_ENV, *SERVE_ENV)
     return _versions(), {name: os.environ[name] for name in names if name in os.environ}
 
 
@@ -160,7 +160,7 @@ def _result(task: Any) -> tuple[dict[str, str], dict[str, str]] | None:
 def _node(node: dict[str, Any], seen: tuple[dict[str, str], dict[str, str]] | None) -> NodeReport:
     resources = node["Resources"]
     prefix = "accelerator_type:"
-    versions, environment = seen if seen is not None else ({}, dict.fromkeys(THROUGHPUT_ENV, ""))
+    versions, environment = seen if seen is not None else ({}, dict.fromkeys(SERVE_ENV, ""))
     return NodeReport(
         node_type=node["Labels"].get(NODE_TYPE_LABEL, ""),
         address=node["NodeManagerAddress"],
@@ -170,7 +170,7 @@ def _node(node: dict[str, Any], seen: tuple[dict[str, str], dict[str, str]] | No
         accelerators=tuple(sorted(name.removeprefix(prefix) for name in resources if name.startswith(prefix))),
         cpu_share=environment.get(CPU_SHARE_ENV),
         versions=versions,
-        missing_settings=tuple(name for name in THROUGHPUT_ENV if name not in environment),
+        missing_settings=tuple(name for name in SERVE_ENV if name not in environment),
     )
 
 
@@ -185,7 +185,7 @@ def _findings_there(nodes: tuple[NodeReport, ...], here: dict[str, str]) -> list
     if silent:
         text = f"{_which(silent)} did not run a task within {TASK_TIMEOUT_S:.0f} s"
         found.append(Finding(level="problem", text=text, remedy="is coe installed there? see Ray's logs"))
-    for setting, value in THROUGHPUT_ENV.items():
+    for setting, value in SERVE_ENV.items():
         lacking = [n for n in nodes if setting in n.missing_settings]
         if lacking:
             text = f"{_which(lacking)} started without {setting}: Serve answers many times slower, or fails on large batches"

@@ -24,10 +24,12 @@ CPU_SHARE_ENV = "COE_CPU_SHARE"
 
 MAX_MESSAGE_BYTES = 512 * 2**20
 
-THROUGHPUT_ENV = {
+SERVE_ENV = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(MAX_MESSAGE_BYTES),
+    # replicas that share an accelerator in the plan must share one in the cluster; spread out they rent more nodes
+    "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
 }
 """Serve reads these when its processes start, so they must be in the environment of every node."""
 

@@ -1,7 +1,7 @@
-"""The pool of the digits example: seven torch models, from a linear map to a residual convolutional net.
+"""The pool of the digits example: six torch models, from a linear map to a residual convolutional net.
 
 Every factory returns an untrained `nn.Module` from images of shape (n, 8, 8) with values in 0..1 to logits (n, 10). The
-largest needs about twenty thousand times the multiplications of the smallest, as pools in production do.
+largest needs more than fifty thousand times the multiplications of the smallest, as pools in production do.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coe.serving.doctor import REQUIRED, DoctorReport, NodeReport, _findings_here, _findings_there, examine
-from coe.serving.labels import THROUGHPUT_ENV
+from coe.serving.labels import SERVE_ENV
 
 HERE = {"python": "3.12.1", "ray": "2.60.0", "coe": "1.0"}
 
@@ -49,7 +49,7 @@ def test_missing_settings_labels_and_versions_are_problems() -> None:
     sick = (
         node(missing_settings=(setting,)),
         node(node_type="", address="10.0.0.2"),
-        node(node_type="silent", versions={}, missing_settings=tuple(THROUGHPUT_ENV)),
+        node(node_type="silent", versions={}, missing_settings=tuple(SERVE_ENV)),
         node(node_type="old", versions={**HERE, "ray": "2.50.0"}),
     )
     texts = [f"{f.text}; {f.remedy}" for f in _findings_there(sick, HERE)]
