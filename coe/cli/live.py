@@ -168,14 +168,14 @@ def report(
         written.records,
         bench=None if bench is None else files.read(bench, Bench),
         table=None if predictions is None else files.read_predictions(predictions),
-        torn_lines=written.torn_lines,
+        unaccounted=written.torn_lines,
     )
     text = _rendered(result, form)
     if out is None:
         print(text, end="")
     else:
         files.write_text(out, text)
-        wrote(out, f"report on {result.queries} queries")
+        wrote(out, f"report on {result.served.answered} answers")
     if gate and result.missed:
         raise GateExceeded(result.missed)
 
@@ -186,8 +186,9 @@ def _rendered(result: Report, form: Format) -> str:
         return result.model_dump_json(indent=1) + "\n"
     if form is Format.html:
         from coe.report.html import render_html
+        from coe.report.plots import report_plots
 
-        return render_html(result)
+        return render_html(result, report_plots(result))
     if form is Format.markdown:
         from coe.report.markdown import render_markdown
 

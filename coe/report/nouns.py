@@ -55,7 +55,7 @@ class Served(Noun):
     other: Count
     """Answers in the window that the client did not ask for; they share the bill."""
     unaccounted: Count
-    """Answers that the client received and the ledger does not have, or torn ledger lines if those are more."""
+    """Answers that the client received and the ledger does not have, or ledger lines known to be lost if more."""
     rate_per_s: NotNegative
     """Answers per second of the window."""
     planned_rate_per_s: Positive
@@ -196,6 +196,7 @@ class Cost(Noun):
     usd_per_1k_correct: NotNegative | None
     usd_per_hour_predicted: NotNegative
     usd_per_1k_predicted: NotNegative
+    """On allocation: of the planned nodes at the load that was observed."""
     usd_per_1k_correct_predicted: NotNegative
 
 

@@ -1,164 +1,56 @@
-"""From a ledger and a plan to a report: one pure function, the same for every source of ledgers.
+"""From a plan and a ledger to a report: what was promised, what happened, what it cost.
 
-Money enters as node time x price. Tiers and members get their share by busy time, the router's node and idle time are lines of
-their own, and the lines add up to the bill.
+Money enters once, as node time x price. Members receive shares of it by busy time, the router's nodes and idle time
+are lines of their own, and the lines add up to the bill. Nothing is measured here: the ledger and the client's run say
+what happened, the plan says what was expected, and the two stand beside each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
+import math
+from collections.abc import Iterable, Sequence
 
-import numpy as np
-from pydantic import Field
-
-from coe.cascade.evaluate import accuracy_interval, losses, route
-from coe.cost.model import node_lines, total_usd, usage_line, usd_per_busy_s
+from coe.cost.model import total_usd
 from coe.errors import InvalidInput, Problem
-from coe.prices.catalog import provenance
+from coe.report import words
+from coe.report.bill import cost_of, nodes_and_calls, other_lines, per_1k, usage_line
+from coe.report.nouns import (
+    AccuracyRow,
+    Against,
+    Basis,
+    CallRow,
+    Comparison,
+    Cost,
+    Latency,
+    Loss,
+    NodeRow,
+    Promise,
+    Report,
+    Saving,
+    Served,
+    TierRow,
+    Window,
+)
+from coe.report.quality import accuracy_rows, claim_in_words, loss_of, mismatch_of, row_of
+from coe.report.queries import Asked, asked_of, latency_of, served_of
+from coe.report.window import Clipped, clip, window_of
 from coe.types import (
     MISSING_VOTE,
-    Answer,
-    BatchRun,
     Bench,
-    CostLine,
-    NodeSpan,
-    Noun,
-    Placement,
     Plan,
-    PlannedNodes,
     PredictionTable,
     Record,
+    Tier,
 )
 
+__all__ = ["Report", "summarise"]
 
-class Accuracy(Noun):
-    """Right answers among those with known labels, with the exact 95% interval; None where nothing is labelled."""
-
-    labelled: int
-    cascade: float
-    low: float
-    high: float
-    reference: str
-    reference_accuracy: float | None
-    baseline: str | None
-    baseline_accuracy: float | None
-    loss: float | None
-    """Share of items on which the cascade was wrong and the reference right."""
-
-
-class TierReport(Noun):
-    """One tier, predicted and observed; shares are of all answered queries."""
-
-    number: int
-    members: tuple[str, ...]
-    gate: str
-    reach_predicted: float
-    reach: float
-    accepted: float
-    accuracy_accepted: float | None
-    degraded: float
-
-
-class DeploymentReport(Noun):
-    """What one deployment did and what it cost."""
-
-    deployment: str
-    tier: int
-    calls: int
-    items: int
-    mean_batch: float
-    expected_batch: float
-    busy_s: float
-    busy_s_per_item: float
-    expected_busy_s_per_item: float
-    not_ok: int
-    """Calls that failed, came late or were cancelled; they are billed like the others."""
-
-
-class Latency(Noun):
-    """Seconds from due (client) or arrival (ledger) to the answer. `quantiles_s` holds 101 values, 0% to 100%."""
-
-    source: Literal["client", "ledger"]
-    p50_s: float
-    p90_s: float
-    p99_s: float
-    promised_quantile_s: float
-    quantiles_s: Annotated[tuple[float, ...], Field(min_length=101, max_length=101)]
-
-
-class BasisCost(Noun):
-    """Dollars on one cost basis, observed and predicted, and against the best single model as predicted."""
-
-    basis: Literal["usage", "allocation"]
-    usd: float
-    usd_per_1k: float
-    usd_per_1k_correct: float | None
-    predicted_usd_per_1k: float
-    baseline_usd_per_1k: float | None
-    saving: float | None
-    """1 - observed / baseline; negative where the cascade cost more. None without a baseline that costs anything."""
-
-
-class Kept(Noun):
-    """One promise and whether it was kept."""
-
-    name: str
-    promised: str
-    observed: str
-    kept: bool
-
-
-class Report(Noun):
-    """Everything that the renderers show."""
-
-    kind: Literal["report"] = "report"
-    version: Literal[1] = 1
-    plan: str
-    cascade: str
-    started_s: float
-    duration_s: float
-    queries: int
-    rate_per_s: float
-    planned_rate_per_s: float
-    accuracy: Accuracy | None
-    certificate: str
-    tiers: tuple[TierReport, ...]
-    deployments: tuple[DeploymentReport, ...]
-    latency: Latency
-    costs: tuple[BasisCost, BasisCost]
-    """Usage, then allocation."""
-    usage_lines: tuple[CostLine, ...]
-    allocation_lines: tuple[CostLine, ...]
-    use_of_allocation: tuple[CostLine, ...]
-    """The same bill by what it was used for: busy time by member, the router's node, idle."""
-    idle_usd: float
-    baseline: str
-    promises: tuple[Kept, ...]
-    compared: int
-    """Answers compared with what the cascade gives offline on the same items."""
-    different: int
-    unaccounted: int
-    """Answers that the client got and the ledger does not know, and torn lines."""
-    price_source: str
-    accelerators: tuple[str, ...]
-
-    @property
-    def missed(self) -> tuple[str, ...]:
-        """Promises that were not kept, in words."""
-        return tuple(f"{p.name}: promised {p.promised}, observed {p.observed}" for p in self.promises if not p.kept)
-
-
-@dataclass(frozen=True)
-class _Window:
-    """What happened between two moments."""
-
-    start_s: float
-    end_s: float
-    spans: tuple[NodeSpan, ...]
-    runs: tuple[BatchRun, ...]
-    answers: tuple[Answer, ...]
+BASES: tuple[Basis, Basis] = ("usage", "allocation")
+OLD_PRICE_DAYS = 90
+SAME = 0.005
+"""Savings smaller than this are called none."""
+UNMETERED = 0.01
+"""Share of node time without a span from which on a note says so."""
 
 
 def summarise(
@@ -167,312 +59,356 @@ def summarise(
     *,
     bench: Bench | None = None,
     table: PredictionTable | None = None,
-    torn_lines: int = 0,
+    unaccounted: int = 0,
 ) -> Report:
-    """The report of a ledger.
+    """The report of a plan's service over the bench's window, or over the whole ledger without one.
 
-    With `bench` the window is the client's run, accuracy comes from its labels and latency from its clock; without, the
-    window is the whole ledger. With `table` the reference's accuracy on the same items is known, and every answer is
-    compared with what the cascade gives offline. Raises `InvalidInput` where the window holds no answers.
+    `table` holds recorded predictions of the served items (matched by id): with it the report compares accuracy with
+    the best single model and the reference, checks the certificate's claim, and compares every live answer with
+    `route`. `unaccounted` is the number of ledger records known to be lost, such as torn lines.
+
+    Raises `InvalidInput` for an empty ledger, and for records that cannot be this plan's.
     """
-    window = _window(records, bench)
-    good = [a for a in window.answers if a.status != "failed"]
-    if not good:
-        raise InvalidInput(Problem("ledger", "holds no answers in the window of the report"))
-    accuracy = None if bench is None else _accuracy(plan, bench, table)
-    correct = None if accuracy is None else accuracy.cascade * len(good)
-    latency = _latency(plan, window, bench)
-    usage_lines, runs_usd = _usage(plan, window)
-    allocation_lines = _allocation(plan, window)
-    router_usd = total_usd(line for line in allocation_lines if line.name.startswith("router"))
-    bill = total_usd(allocation_lines)
-    idle_usd = bill - router_usd - runs_usd
-    compared, different = _compared(plan, bench, table)
-    unaccounted = torn_lines + (0 if bench is None else _unaccounted(bench, window))
-    report = Report(
+    window = window_of(records, bench)
+    inside = clip(records, window)
+    _check_belongs(plan, inside, bench)
+    asked = asked_of(plan, inside, bench, table)
+    served = served_of(plan, inside, asked, window, unaccounted)
+    nodes, calls = nodes_and_calls(plan, inside, window, served.answered + served.other)
+    used = tuple(usage_line(row, nodes[row.node_type]) for row in calls if row.busy_s > 0)
+    rest = tuple(line for row in nodes.values() for line in other_lines(row))
+    rows = accuracy_rows(plan, asked, table)
+    costs = tuple(
+        cost_of(plan, basis, total_usd(lines), window, served, asked.accuracy)
+        for basis, lines in zip(BASES, (used, used + rest), strict=True)
+    )
+    tiers = _tiers(plan, asked, calls, served.answered + served.other)
+    latency = latency_of(plan, asked, "router" if bench is None else "client")
+    loss = loss_of(plan, asked, table)
+    against = _against(plan, costs, rows, window, served)
+    return Report(
         plan=plan.name,
-        cascade=plan.cascade.name,
-        started_s=window.start_s,
-        duration_s=window.end_s - window.start_s,
-        queries=len(window.answers),
-        rate_per_s=len(window.answers) / (window.end_s - window.start_s),
-        planned_rate_per_s=plan.workload.rate_per_s,
-        accuracy=accuracy,
-        certificate=_certificate(plan),
-        tiers=tuple(_tier(plan, t, good, bench) for t in range(len(plan.cascade.tiers))),
-        deployments=tuple(_deployment(p, plan, window) for p in plan.placements),
-        latency=latency,
-        costs=(
-            _basis(plan, "usage", runs_usd, window, correct),
-            _basis(plan, "allocation", bill, window, correct),
-        ),
-        usage_lines=usage_lines,
-        allocation_lines=allocation_lines,
-        use_of_allocation=(
-            *usage_lines,
-            *(line for line in allocation_lines if line.name.startswith("router")),
-            CostLine(name="idle", quantity=1.0, unit="rest", unit_price_usd=idle_usd, usd=idle_usd),
-        ),
-        idle_usd=idle_usd,
-        baseline="no single model keeps the promises" if plan.baseline is None else plan.baseline.note,
-        promises=(),
-        compared=compared,
-        different=different,
-        unaccounted=unaccounted,
-        price_source=provenance(plan.offers),
-        accelerators=tuple(dict.fromkeys(o.accelerator for o in plan.offers)),
-    )
-    return report.model_copy(update={"promises": _promises(plan, report, window, bench)})
-
-
-def _window(records: Sequence[Record], bench: Bench | None) -> _Window:
-    """Records of the client's run, node spans clipped to it; without a client the extent of the ledger."""
-    answers = [r for r in records if isinstance(r, Answer)]
-    runs = [r for r in records if isinstance(r, BatchRun)]
-    spans = [r for r in records if isinstance(r, NodeSpan)]
-    if bench is not None:
-        start, end = bench.started_s, bench.ended_s
-    else:
-        edges = [s.start_s for s in spans] + [s.end_s for s in spans] + [a.done_s for a in answers]
-        if not edges:
-            raise InvalidInput(Problem("ledger", "is empty", remedy="was the service asked anything?"))
-        start, end = min(edges), max(edges)
-    clipped = (
-        NodeSpan(s.node_type, s.count, s.usd_per_hour, max(s.start_s, start), min(s.end_s, end))
-        for s in spans
-        if s.end_s > start and s.start_s < end
-    )
-    return _Window(
-        start,
-        end,
-        tuple(clipped),
-        tuple(r for r in runs if start <= r.start_s <= end),
-        tuple(a for a in answers if start <= a.arrival_s <= end),
-    )
-
-
-# --- Quality ----------------------------------------------------------------------------------------------------------
-
-
-def _accuracy(plan: Plan, bench: Bench, table: PredictionTable | None) -> Accuracy:
-    """Accuracy over everything the client sent; a failed request is a wrong answer."""
-    labels = np.array([a.label for a in bench.answers])
-    answers = np.array([a.answer for a in bench.answers])
-    right = int((answers == labels).sum())
-    low, high = accuracy_interval(right, len(labels))
-    reference = plan.workload.reference
-    single = None if plan.baseline is None else plan.baseline.member
-    known = None if table is None else _outputs_of(table, bench, [reference, *([single] if single else [])])
-    loss = None if known is None else float(losses(answers, known[reference], labels).mean())
-    return Accuracy(
-        labelled=len(labels),
-        cascade=right / len(labels),
-        low=low,
-        high=high,
-        reference=reference,
-        reference_accuracy=None if known is None else float((known[reference] == labels).mean()),
-        baseline=single,
-        baseline_accuracy=None if known is None or single is None else float((known[single] == labels).mean()),
+        plan_fingerprint=plan.fingerprint(),
+        window=window,
+        verdict=_verdict(plan, against),
+        promises=tuple(_promises(plan, served, latency, rows, loss)),
+        served=served,
+        accuracy=rows,
+        max_accuracy_loss=plan.workload.max_accuracy_loss,
         loss=loss,
+        certificate=claim_in_words(plan),
+        mismatch=mismatch_of(plan, asked, table),
+        latency=latency,
+        costs=costs,
+        against=against,
+        usage_lines=used,
+        other_lines=rest,
+        tiers=tiers,
+        calls=calls,
+        nodes=tuple(nodes.values()),
+        comparisons=tuple(_comparisons(plan, costs, rows, tiers, calls)),
+        notes=tuple(_notes(plan, served, latency, tuple(nodes.values()), calls, window, against)),
     )
 
 
-def _rows_of(table: PredictionTable, bench: Bench) -> np.ndarray:
-    """Row of the table for every item that the client sent."""
-    row_of = {item: row for row, item in enumerate(table.items.tolist())}
-    lacking = [a.item for a in bench.answers if a.item not in row_of]
-    if lacking:
-        found = f"'{lacking[0]}' and {len(lacking) - 1} more"
-        raise InvalidInput(Problem("predictions", "must hold every item that the client sent", f"it lacks {found}"))
-    return np.array([row_of[a.item] for a in bench.answers])
+def _check_belongs(plan: Plan, inside: Clipped, bench: Bench | None) -> None:
+    """Refuse records of members, node types or tiers that the plan does not have: their dollars would be guesses."""
+    problems: dict[str, Problem] = {}
+    remedy = "give the plan that the service ran"
+    offered, rented = {o.node_type for o in plan.offers}, {n.node_type for n in plan.nodes}
+    tier_of = {m: t for t, tier in enumerate(plan.cascade.tiers) for m in tier.members}
+    for part in inside.runs:
+        run = part.run
+        if run.node_type not in offered & rented:
+            problems[run.node_type] = Problem("ledger", "the plan rents no such node type", run.node_type, remedy)
+        if tier_of.get(run.member) != run.tier:
+            found = f"member '{run.member}' in tier {run.tier + 1}"
+            problems[found] = Problem("ledger", "the plan has no such member in that tier", found, remedy)
+    for span in inside.spans:
+        if span.node_type not in rented:
+            problems[span.node_type] = Problem("ledger", "the plan rents no such node type", span.node_type, remedy)
+    answers = bench.answers if bench is not None else inside.answers
+    for tier in {a.tier for a in answers if a.answer != MISSING_VOTE}:
+        if not 0 <= tier < len(plan.cascade.tiers):
+            found = f"an answer of tier {tier + 1}"
+            problems[found] = Problem("ledger or bench", "the plan has no such tier", found, remedy)
+    if problems:
+        raise InvalidInput(problems.values())
 
 
-def _outputs_of(table: PredictionTable, bench: Bench, members: Sequence[str]) -> dict[str, np.ndarray]:
-    rows = _rows_of(table, bench)
-    return {m: table.answers[rows, table.columns([m])[0]] for m in members}
+# --- Savings ----------------------------------------------------------------------------------------------------------
 
 
-def _compared(plan: Plan, bench: Bench | None, table: PredictionTable | None) -> tuple[int, int]:
-    """Answers compared with the cascade's offline routing, and how many differ in answer or tier."""
-    if bench is None or table is None:
-        return 0, 0
-    routing = route(plan.cascade, table)
-    rows = _rows_of(table, bench)
-    different = sum(
-        a.answer != routing.answer[row] or a.tier != routing.tier[row]
-        for a, row in zip(bench.answers, rows, strict=True)
-    )
-    return len(bench.answers), int(different)
+def _against(
+    plan: Plan, costs: Sequence[Cost], rows: Sequence[AccuracyRow], window: Window, served: Served
+) -> Against | None:
+    """The cascade as metered against the best single model, which is planned for the same load and not run.
 
-
-def _tier(plan: Plan, number: int, answers: Sequence[Answer], bench: Bench | None) -> TierReport:
-    tier = plan.cascade.tiers[number]
-    here = [a for a in answers if a.tier == number]
-    labelled = [] if bench is None else [a for a in bench.answers if a.tier == number]
-    return TierReport(
-        number=number,
-        members=tier.members,
-        gate="always answers" if tier.always_answers else f"{tier.rule} ≥ {tier.bar:.4g}",
-        reach_predicted=plan.stats.reach[number],
-        reach=sum(a.tier >= number for a in answers) / len(answers),
-        accepted=len(here) / len(answers),
-        accuracy_accepted=sum(a.answer == a.label for a in labelled) / len(labelled) if labelled else None,
-        degraded=sum(a.degraded for a in here) / len(answers),
-    )
-
-
-def _certificate(plan: Plan) -> str:
-    c = plan.cascade.certificate
-    if c is None:
-        return "none: this cascade was built without one"
-    return (
-        f"with {1 - c.delta:.0%} confidence at most {c.epsilon:.2%} less accurate than {c.reference} "
-        f"({c.losses} losses in {c.items} unseen items; upper bound {c.upper_bound:.2%}; {c.method})"
-    )
-
-
-def _latency(plan: Plan, window: _Window, bench: Bench | None) -> Latency:
-    """Client's latencies where there is a client; requests that failed count as endless only if no answer came at all."""
-    if bench is not None:
-        seconds = np.array([a.latency_s for a in bench.answers])
-    else:
-        seconds = np.array([a.done_s - a.arrival_s for a in window.answers])
-    return Latency(
-        source="ledger" if bench is None else "client",
-        p50_s=float(np.quantile(seconds, 0.5)),
-        p90_s=float(np.quantile(seconds, 0.9)),
-        p99_s=float(np.quantile(seconds, 0.99)),
-        promised_quantile_s=float(np.quantile(seconds, plan.workload.latency_quantile)),
-        quantiles_s=tuple(float(q) for q in np.quantile(seconds, np.linspace(0, 1, 101))),
-    )
-
-
-# --- Money ------------------------------------------------------------------------------------------------------------
-
-
-def _usage(plan: Plan, window: _Window) -> tuple[tuple[CostLine, ...], float]:
-    """Busy time by tier, member and node type: the lines and their sum. Every call counts, whatever its status."""
-    lines = []
-    for placement in plan.placements:
-        offer = plan.offer(placement.node_type)
-        runs = _runs_of(placement, window)
-        usd = sum(r.busy_s * usd_per_busy_s(offer, r.share) for r in runs)
-        device_hours = sum(r.busy_s * r.share for r in runs) / 3600
-        line = usage_line(_tier_of(plan, placement.member), placement.member, offer, device_hours)
-        lines.append(line.model_copy(update={"usd": usd}))
-    return tuple(lines), total_usd(lines)
-
-
-def _allocation(plan: Plan, window: _Window) -> tuple[CostLine, ...]:
-    """Node time by type, the router's as a line of its own; adds up to the bill."""
-    lines: list[CostLine] = []
-    for planned in plan.nodes:
-        spans = [s for s in window.spans if s.node_type == planned.node_type]
-        for span in spans:
-            node = PlannedNodes(**{**planned.model_dump(), "count": span.count, "usd_per_hour": span.usd_per_hour})
-            lines += node_lines([node], plan.router, (span.end_s - span.start_s) / 3600)
-    return _merged(lines)
-
-
-def _merged(lines: Sequence[CostLine]) -> tuple[CostLine, ...]:
-    """Lines of the same name and price added up."""
-    sums: dict[tuple[str, float], CostLine] = {}
-    for line in lines:
-        key = (line.name, line.unit_price_usd)
-        old = sums.get(key)
-        sums[key] = (
-            line
-            if old is None
-            else line.model_copy(update={"quantity": old.quantity + line.quantity, "usd": old.usd + line.usd})
-        )
-    return tuple(sums.values())
-
-
-def _basis(
-    plan: Plan, basis: Literal["usage", "allocation"], usd: float, window: _Window, correct: float | None
-) -> BasisCost:
-    """One basis per 1,000, beside the plan's prediction and the best single model's at the observed rate.
-
-    What is rented costs the same per hour at any rate, so per query it is converted to the rate that was observed.
+    On usage the single model costs its planned dollars per query. On allocation its planned nodes are rented for the
+    length of the window, whatever the load was.
     """
-    per_1k = 1000 * usd / len(window.answers)
-    rented = plan.workload.rate_per_s * (window.end_s - window.start_s) / len(window.answers)
-    factor = rented if basis == "allocation" else 1.0
-    baseline = None if plan.baseline is None else factor * getattr(plan.baseline.cost, f"usd_per_1k_{basis}")
-    return BasisCost(
-        basis=basis,
-        usd=usd,
-        usd_per_1k=per_1k,
-        usd_per_1k_correct=1000 * usd / correct if correct else None,
-        predicted_usd_per_1k=factor * getattr(plan.cost, f"usd_per_1k_{basis}"),
-        baseline_usd_per_1k=baseline,
-        saving=1 - per_1k / baseline if baseline else None,
+    baseline = plan.baseline
+    if baseline is None:
+        return None
+    usage, allocation = costs
+    answers = served.answered + served.other
+    row = row_of(rows, "best single model")
+    accuracy = row.accuracy if row is not None else baseline.accuracy
+    rented = per_1k(baseline.cost.usd_per_hour_allocation * window.hours, answers)
+    savings = (
+        _saving(usage, baseline.cost.usd_per_1k_usage, accuracy),
+        _saving(allocation, rented, accuracy),
+    )
+    return Against(
+        member=baseline.member,
+        node_type=baseline.node_type,
+        nodes=baseline.nodes,
+        savings=tuple(s for s in savings if s is not None),
+        note=baseline.note,
     )
 
 
-def _deployment(placement: Placement, plan: Plan, window: _Window) -> DeploymentReport:
-    runs = _runs_of(placement, window)
-    items, busy = sum(r.items for r in runs), sum(r.busy_s for r in runs)
-    return DeploymentReport(
-        deployment=placement.deployment,
-        tier=_tier_of(plan, placement.member),
-        calls=len(runs),
-        items=items,
-        mean_batch=items / len(runs) if runs else 0.0,
-        expected_batch=placement.expected_batch,
-        busy_s=busy,
-        busy_s_per_item=busy / items if items else 0.0,
-        expected_busy_s_per_item=placement.expected_busy_s,
-        not_ok=sum(r.status != "ok" for r in runs),
+def _saving(cascade: Cost, baseline_per_1k: float | None, accuracy: float) -> Saving | None:
+    """None where nothing was answered."""
+    if cascade.usd_per_1k is None or baseline_per_1k is None:
+        return None
+    correct = baseline_per_1k / accuracy if accuracy else None
+    return Saving(
+        basis=cascade.basis,
+        cascade_usd_per_1k=cascade.usd_per_1k,
+        baseline_usd_per_1k=baseline_per_1k,
+        saved=_saved(cascade.usd_per_1k, baseline_per_1k),
+        saved_planned=_saved(cascade.usd_per_1k_predicted, baseline_per_1k),
+        cascade_usd_per_1k_correct=cascade.usd_per_1k_correct,
+        baseline_usd_per_1k_correct=correct,
+        saved_correct=_saved(cascade.usd_per_1k_correct, correct),
     )
 
 
-def _runs_of(placement: Placement, window: _Window) -> list[BatchRun]:
-    return [r for r in window.runs if (r.member, r.node_type) == (placement.member, placement.node_type)]
+def _saved(cascade: float | None, baseline: float | None) -> float | None:
+    return 1 - cascade / baseline if cascade is not None and baseline else None
 
 
-def _tier_of(plan: Plan, member: str) -> int:
-    return next(t for t, tier in enumerate(plan.cascade.tiers) if member in tier.members)
+def _verdict(plan: Plan, against: Against | None) -> tuple[str, ...]:
+    """Whether the cascade saved money, in one plain sentence per basis."""
+    if against is None:
+        return ("No single model keeps these promises on the hardware on offer, so there is nothing to save against.",)
+    if not against.savings:
+        return ("Nothing was answered in this window, so there is no saving to state.",)
+    what = "the cascade" if len(plan.cascade.members) > 1 else f"the plan (a single model, {plan.cascade.members[0]})"
+    return tuple(_sentence(saving, what, f"{against.member} alone") for saving in against.savings)
 
 
-# --- Promises ---------------------------------------------------------------------------------------------------------
+def _sentence(saving: Saving, what: str, model: str) -> str:
+    cascade, baseline = words.usd_column([saving.cascade_usd_per_1k, saving.baseline_usd_per_1k])
+    dollars = f"{cascade} against {baseline} per 1,000 queries"
+    planned = "" if saving.saved_planned is None else f" (planned: {_saved_words(saving.saved_planned)})"
+    if saving.saved is None:
+        return f"On {saving.basis} {what} costs {cascade} per 1,000 queries, and {model} costs nothing."
+    if abs(saving.saved) < SAME:
+        return f"On {saving.basis} {what} cost the same as {model}: {dollars}{planned}."
+    if saving.saved > 0:
+        return f"On {saving.basis} {what} SAVED {words.percent(saving.saved)}: {dollars}{planned}."
+    return f"On {saving.basis} {what} did NOT save, it cost {words.percent(-saving.saved)} MORE: {dollars}{planned}."
 
 
-def _unaccounted(bench: Bench, window: _Window) -> int:
-    """Answers that the client got and the ledger does not know."""
-    in_ledger = {a.query_id for a in window.answers}
-    return sum(a.http_status == 200 and a.item not in in_ledger for a in bench.answers)
+def _saved_words(saved: float) -> str:
+    if abs(saved) < SAME:
+        return "the same"
+    return f"{words.percent(abs(saved))} {'saved' if saved > 0 else 'more'}"
 
 
-def _promises(plan: Plan, report: Report, window: _Window, bench: Bench | None) -> tuple[Kept, ...]:
-    work = plan.workload
-    answers = window.answers if bench is None else bench.answers
-    failed = sum(a.answer == MISSING_VOTE for a in answers)
-    kept = [
-        Kept(
-            name="latency",
-            promised=f"{work.latency_quantile:.0%} within {1000 * work.latency_s:.0f} ms",
-            observed=f"{1000 * report.latency.promised_quantile_s:.0f} ms",
-            kept=report.latency.promised_quantile_s <= work.latency_s,
-        ),
-        Kept(name="answers", promised="every query is answered", observed=f"{failed} failed", kept=failed == 0),
-        Kept(
-            name="ledger",
-            promised="every answer is accounted for",
-            observed=f"{report.unaccounted} unaccounted",
-            kept=report.unaccounted == 0,
-        ),
-    ]
-    accuracy = report.accuracy
-    if accuracy is not None and accuracy.reference_accuracy is not None:
-        lost = accuracy.reference_accuracy - accuracy.cascade
-        kept.insert(
-            0,
-            Kept(
-                name="accuracy",
-                promised=f"at most {work.max_accuracy_loss:.2%} below {work.reference}",
-                observed=f"{lost:.2%} below" if lost > 0 else f"{-lost:.2%} above",
-                kept=lost <= work.max_accuracy_loss,
-            ),
+# --- Plan and reality -------------------------------------------------------------------------------------------------
+
+
+def _tiers(plan: Plan, asked: Asked, calls: Sequence[CallRow], answers: int) -> tuple[TierRow, ...]:
+    """Reach, escalation and dollars of every tier beside the plan's."""
+    at = asked.tiers[asked.answered]
+    rows = []
+    for number, tier in enumerate(plan.cascade.tiers):
+        reached, accepted = (at >= number).sum(), (at == number).sum()
+        judged = asked.judged & asked.answered & (asked.tiers == number)
+        own = [row for row in calls if row.tier == number]
+        stats = plan.stats
+        rows.append(
+            TierRow(
+                tier=number,
+                members=tier.members,
+                rule=rule_in_words(tier),
+                reach_predicted=stats.reach[number],
+                reach=float(reached / len(at)) if len(at) else None,
+                accepted_predicted=stats.accepted[number],
+                accepted=float(accepted / len(at)) if len(at) else None,
+                escalated_predicted=_passed_on(stats.accepted[number], stats.reach[number]) or 0.0,
+                escalated=_passed_on(float(accepted), float(reached)),
+                accuracy_predicted=stats.accuracy_accepted[number],
+                accuracy=float(asked.correct[judged].mean()) if judged.any() else None,
+                usd_per_1k_predicted=sum(row.usd_per_1k_predicted for row in own),
+                usd_per_1k=per_1k(sum(row.usd for row in own), answers),
+            )
         )
-    return tuple(kept)
+    return tuple(rows)
+
+
+def _passed_on(accepted: float, reached: float) -> float | None:
+    """Share of those that arrived which were passed on; None where none arrived."""
+    return min(1.0, max(0.0, 1 - accepted / reached)) if reached else None
+
+
+def rule_in_words(tier: Tier) -> str:
+    """When a tier answers: ``3 of 3 votes``, ``score at least 0.83``."""
+    if tier.always_answers:
+        return "always answers"
+    if tier.quorum is not None:
+        return f"{tier.quorum} of {len(tier.members)} votes"
+    return f"{tier.rule} at least {tier.threshold:.4g}"
+
+
+def _comparisons(
+    plan: Plan,
+    costs: Sequence[Cost],
+    rows: Sequence[AccuracyRow],
+    tiers: Sequence[TierRow],
+    calls: Sequence[CallRow],
+) -> Iterable[Comparison]:
+    """Every figure that the plan predicts and the service shows."""
+    for cost in costs:
+        name = f"{cost.basis}, $ per 1,000 queries"
+        yield Comparison(name=name, unit="usd", predicted=cost.usd_per_1k_predicted, metered=cost.usd_per_1k)
+    rented = costs[1]
+    name = "allocation, $ per hour"
+    yield Comparison(name=name, unit="usd", predicted=rented.usd_per_hour_predicted, metered=rented.usd_per_hour)
+    cascade = row_of(rows, "cascade")
+    observed = cascade.accuracy if cascade is not None else None
+    yield Comparison(name="accuracy", unit="share", predicted=plan.stats.accuracy, metered=observed)
+    for tier in tiers[1:]:
+        name = f"reach of tier {tier.tier + 1}"
+        yield Comparison(name=name, unit="share", predicted=tier.reach_predicted, metered=tier.reach)
+    for row in calls:
+        if row.batch_predicted is not None and row.busy_per_item_predicted_s is not None:
+            name = f"busy per item, {row.member} on {row.node_type}"
+            yield Comparison(name=name, unit="s", predicted=row.busy_per_item_predicted_s, metered=row.busy_per_item_s)
+            name = f"items per call, {row.member} on {row.node_type}"
+            yield Comparison(name=name, unit="items", predicted=row.batch_predicted, metered=row.batch)
+
+
+def _promises(
+    plan: Plan, served: Served, latency: Latency | None, rows: Sequence[AccuracyRow], loss: Loss | None
+) -> Iterable[Promise]:
+    """The workload's promises and the certificate's claim, each with what was observed."""
+    work = plan.workload
+    quantile = f"{100 * work.latency_quantile:.4g}%"
+    yield Promise(
+        name="latency",
+        promised=f"{quantile} answered within {words.seconds(work.latency_s)}",
+        observed=_latency_observed(latency, quantile),
+        kept=None if latency is None else latency.observed_s is not None and latency.observed_s <= work.latency_s,
+    )
+    cascade, reference = row_of(rows, "cascade"), row_of(rows, "reference")
+    lost = None if cascade is None or reference is None else reference.accuracy - cascade.accuracy
+    yield Promise(
+        name="accuracy",
+        promised=f"at most {words.points(work.max_accuracy_loss)} below {work.reference}",
+        observed=_lost_in_words(lost),
+        kept=None if lost is None else lost <= work.max_accuracy_loss + 1e-12,
+    )
+    claim = plan.cascade.certificate
+    if claim is not None:
+        yield Promise(
+            name="certificate",
+            promised=f"wrong where {claim.reference} is right on at most {words.percent(claim.epsilon)}",
+            observed="unknown without recorded answers to these queries"
+            if loss is None
+            else f"{loss.losses} of {loss.items}, {words.percent(loss.rate, 2)}: {loss.verdict}",
+            kept=None if loss is None else loss.verdict != "contradicted",
+        )
+    yield Promise(
+        name="answers",
+        promised="every query is answered",
+        observed=f"{served.answered:,} of {served.requests:,}",
+        kept=served.failed == 0 if served.requests else None,
+    )
+    yield Promise(
+        name="ledger",
+        promised="every answer is accounted for",
+        observed=f"{served.unaccounted:,} unaccounted",
+        kept=served.unaccounted == 0,
+    )
+
+
+def _latency_observed(latency: Latency | None, quantile: str) -> str:
+    if latency is None:
+        return "nothing was asked"
+    if latency.observed_s is None:
+        return f"fewer than {quantile} were answered at all"
+    return f"{quantile} within {words.seconds(latency.observed_s)}"
+
+
+def _lost_in_words(lost: float | None) -> str:
+    if lost is None:
+        return "unknown without recorded answers to these queries"
+    return f"{words.points(abs(lost))} {'below' if lost > 0 else 'above'}" if abs(lost) > 1e-12 else "equal"
+
+
+def _notes(
+    plan: Plan,
+    served: Served,
+    latency: Latency | None,
+    nodes: Sequence[NodeRow],
+    calls: Sequence[CallRow],
+    window: Window,
+    against: Against | None,
+) -> Iterable[str]:
+    """What a reader should know before trusting a figure."""
+    if against is not None:
+        yield f"The dollars of {against.member} alone are planned, for the same load; it was not run."
+    if served.failed:
+        yield f"{served.failed} of {served.requests} requests failed; they count as wrong and as never answered."
+    if served.degraded:
+        yield f"{served.degraded} answers were given with a vote missing."
+    if served.unaccounted:
+        yield f"{served.unaccounted} answers or records are missing from the ledger, so their calls are not billed here."
+    if served.other:
+        yield f"{served.other} answers in the window went to other clients; dollars per query count them."
+    yield from _load_notes(served, latency)
+    yield from _node_notes(plan, nodes, window)
+    wasted = sum(row.usd_wasted for row in calls)
+    if wasted > 0:
+        count = words.number(sum(row.late + row.failed + row.cancelled for row in calls))
+        yield f"Calls that were late, failed or cancelled ({count}) are billed: {words.usd(wasted)}."
+
+
+def _load_notes(served: Served, latency: Latency | None) -> Iterable[str]:
+    ratio = served.rate_per_s / served.planned_rate_per_s
+    if served.requests and not 0.8 <= ratio <= 1.2:
+        rates = f"{served.rate_per_s:.3g} answers per second were served and {served.planned_rate_per_s:.3g} planned"
+        yield f"{rates}: what is rented was shared by that many, and the promises are made for the planned load."
+    if latency is not None and latency.observed_s is not None and latency.observed_s > 1.01 * latency.bound_s:
+        times = f"{words.seconds(latency.observed_s)} and the plan's upper bound {words.seconds(latency.bound_s)}"
+        yield f"The observed {100 * latency.quantile:.4g}% latency was {times}: the service was slower than its profiles."
+    if latency is not None and latency.requests * (1 - latency.quantile) < 5:
+        share = f"{100 * latency.quantile:.4g}%"
+        yield f"With {latency.requests} requests the {share} quantile rests on fewer than five slow ones."
+
+
+def _node_notes(plan: Plan, nodes: Sequence[NodeRow], window: Window) -> Iterable[str]:
+    planned = {n.node_type: n.usd_per_hour for n in plan.nodes}
+    old = [n for n in nodes if n.age_days > OLD_PRICE_DAYS]
+    if old:
+        which = ", ".join(n.node_type for n in old)
+        yield f"Prices are up to {max(n.age_days for n in old)} days old ({which}); a newer list may change every dollar."
+    for node in nodes:
+        mean = node.node_hours / window.hours if window.hours > 0 else node.planned
+        if abs(mean - node.planned) > UNMETERED * node.planned:
+            count = words.number(mean, 2)
+            yield f"{count} nodes of {node.node_type} were rented and {node.planned} planned: replicas ran on that many."
+        if node.node_hours and node.unmetered_node_hours > UNMETERED * node.node_hours:
+            share = words.percent(node.unmetered_node_hours / node.node_hours)
+            yield f"{share} of the time of {node.node_type} is not in the ledger and billed as planned ({node.planned})."
+        if not math.isclose(node.usd_per_hour, planned[node.node_type], rel_tol=1e-9, abs_tol=1e-12):
+            prices = f"{words.usd(node.usd_per_hour)} per hour and planned at {words.usd(planned[node.node_type])}"
+            yield f"{node.node_type} was billed at {prices}."
+        if node.usd_idle < -1e-9 * max(node.usd, 1e-12):
+            yield f"{node.node_type} was busy for longer than it was rented, so its idle line is negative."
+        if node.age_days < 0:
+            yield f"The price of {node.node_type} dates from after the window ({node.date})."

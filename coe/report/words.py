@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
@@ -26,9 +25,14 @@ def _decimals(values: Iterable[float | None]) -> int:
     sizes = [abs(v) for v in values if v]
     if not sizes:
         return _FEWEST_CENTS
-    wanted = 2 - math.floor(math.log10(min(sizes)))
-    sensible = 5 - math.floor(math.log10(max(sizes)))
+    wanted = 2 - _magnitude(min(sizes))
+    sensible = 5 - _magnitude(max(sizes))
     return max(_FEWEST_CENTS, min(wanted, sensible, _MOST_CENTS))
+
+
+def _magnitude(value: float) -> int:
+    """The power of ten of a positive number once it is rounded to three digits: 0.9999 counts as 1.00."""
+    return int(f"{value:.2e}".partition("e")[2])
 
 
 def _usd(value: float, decimals: int) -> str:
@@ -49,7 +53,7 @@ def seconds(value: float | None) -> str:
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if value >= size * 0.9995 or unit == "µs":
             number = value / size
-            return f"{number:,.{max(0, 2 - math.floor(math.log10(max(number, 0.01))))}f} {unit}"
+            return f"{number:,.{max(0, 2 - _magnitude(max(number, 0.01)))}f} {unit}"
     raise AssertionError("the loop returns")
 
 
@@ -62,7 +66,8 @@ def signed_percent(value: float | None) -> str:
     """A relative difference: ``+4.1%``; ``-`` where there is none to state."""
     if value is None:
         return "-"
-    return f"{100 * value:+,.0f}%" if abs(value) >= 9.995 else f"{100 * value:+.1f}%"
+    tenths = round(100 * value, 1) + 0.0
+    return f"{tenths:+,.0f}%" if abs(tenths) >= 999.5 else f"{tenths:+.1f}%"
 
 
 def points(value: float) -> str:
@@ -79,7 +84,7 @@ def number(value: float | None, digits: int = 1) -> str:
 
 def hours(value: float) -> str:
     """Hours with three significant digits, or five decimals."""
-    decimals = 5 if abs(value) < 1e-9 else max(2, min(8, 2 - math.floor(math.log10(abs(value)))))
+    decimals = 5 if abs(value) < 1e-9 else max(2, min(8, 2 - _magnitude(abs(value))))
     return f"{value + 0.0:,.{decimals}f}"
 
 
