@@ -209,10 +209,10 @@ def _problem(path: Path, lines: Lines, noun: type[Noun], error: ErrorDetails) ->
     if kind == "value_error":
         return Problem(where, str(ctx.get("error", error["msg"])))
     rules = {
-        "greater_than": f"must be > {ctx.get('gt')}",
-        "greater_than_equal": f"must be >= {ctx.get('ge')}",
-        "less_than": f"must be < {ctx.get('lt')}",
-        "less_than_equal": f"must be <= {ctx.get('le')}",
+        "greater_than": f"must be > {ctx.get('gt', 0):g}",
+        "greater_than_equal": f"must be >= {ctx.get('ge', 0):g}",
+        "less_than": f"must be < {ctx.get('lt', 0):g}",
+        "less_than_equal": f"must be <= {ctx.get('le', 0):g}",
         "finite_number": "must be a finite number",
         "literal_error": f"must be {ctx.get('expected')}",
         "too_short": f"needs at least {ctx.get('min_length')} entries",

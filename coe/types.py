@@ -424,10 +424,10 @@ class Front(Noun):
     """The Pareto front, cheapest first."""
     singles: tuple[FrontPoint, ...]
     """Every single model, cheapest first."""
-    chosen: FrontPoint | None
-    """The cheapest whose loss bound is within epsilon; None where nothing is."""
     verdict: str
     """In words: what a cascade saves, or why a single model is better."""
+    chosen: FrontPoint | None = None
+    """The cheapest whose loss bound is within epsilon; None where nothing is."""
 
 
 # --- What it costs ----------------------------------------------------------------------------------------------------
@@ -716,9 +716,9 @@ class Plan(Noun):
     cost: PredictedCost
     usage_lines: tuple[CostLine, ...]
     allocation_lines: tuple[CostLine, ...]
-    baseline: Baseline | None
-    """None where no single model keeps the promises."""
     solver: SolverReport
+    baseline: Baseline | None = None
+    """None where no single model keeps the promises."""
     python_path: str = ""
     """Folder that must be importable where members run (that of the pool file)."""
     rejected: tuple[str, ...] = ()

@@ -30,18 +30,24 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    """Print the version and stop, before a verb is asked for."""
+    if wanted:
+        print(coe.__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def common(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr, no progress.")] = False,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colours; NO_COLOR does the same.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Annotated[  # noqa: ARG001  # its callback acts
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
     """Flags before the verb."""
     settings.quiet = quiet
     settings.color = not no_color and "NO_COLOR" not in os.environ
-    if version:
-        print(coe.__version__)
-        raise typer.Exit
 
 
 for verb in (

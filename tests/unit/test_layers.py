@@ -93,9 +93,7 @@ def test_the_pure_half_imports_without_ray_and_torch() -> None:
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.split('.')[0] in ('ray', 'torch', 'fastapi', 'typer', 'httpx'):\n"
         "            raise ImportError(name + ' is not there')\n"
-        "sys.meta_path.insert(0, Refuse())\n"
-        + "\n".join(f"import {m}" for m in modules)
-        + "\nprint(len(sys.modules))"
+        "sys.meta_path.insert(0, Refuse())\n" + "\n".join(f"import {m}" for m in modules) + "\nprint(len(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,257 @@
+"""The router's core with members that are plain functions: batches, escalation, missing votes, billing, and no lost query."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+import pytest
+
+from coe.cascade.evaluate import route
+from coe.serving.batching import Reply, RouterCore, Turns, Unanswered
+from coe.types import Answer, BatchRun, Cascade, Placement, PredictionTable, Record, Tier
+from tests import factories
+
+Member = Callable[[Placement, np.ndarray], Awaitable[Reply]]
+
+
+def placement(member: str, batch_size: int = 8, node_type: str = "t4-node", traffic: float = 1.0) -> Placement:
+    return Placement(
+        member=member,
+        node_type=node_type,
+        replicas=1,
+        share=0.5,
+        batch_size=batch_size,
+        traffic=traffic,
+        expected_batch=1.0,
+        expected_busy_s=0.001,
+        utilisation=0.1,
+    )
+
+
+class Service:
+    """A router core over a prediction table whose row numbers are the items; counts what its members are asked."""
+
+    def __init__(
+        self, cascade: Cascade, table: PredictionTable, *, batch_size: int = 8, latency_s: float = 0.2
+    ) -> None:
+        self.table = table
+        self.records: list[Record] = []
+        self.batches: list[tuple[str, int]] = []
+        self.failures: list[str] = []
+        self.faults: dict[str, Member] = {}
+        self.core = RouterCore(
+            cascade,
+            [placement(m, batch_size) for m in cascade.members],
+            len(table.classes),
+            wait_s=0.002,
+            latency_s=latency_s,
+            call=self.call,
+            clock=time.monotonic,
+            record=self.records.append,
+            note_failure=lambda deployment, _error: self.failures.append(deployment),
+        )
+
+    async def call(self, where: Placement, batch: np.ndarray) -> Reply:
+        self.batches.append((where.member, len(batch)))
+        await asyncio.sleep(0.001)
+        if where.member in self.faults:
+            return await self.faults[where.member](where, batch)
+        return self.honest(where, batch)
+
+    def honest(self, where: Placement, batch: np.ndarray) -> Reply:
+        assert self.table.probs is not None
+        rows = batch[:, 0].astype(int)
+        return Reply(self.table.probs[rows, self.table.members.index(where.member)], 0.001, "node-1")
+
+    def ask(self, *requests: dict[str, int]) -> list[Answer | Unanswered]:
+        """Send requests (id -> row) side by side; all answers in order."""
+
+        async def run() -> list[Answer | Unanswered]:
+            queues = asyncio.ensure_future(self.core.run())
+            arrays = [{i: np.array([row], dtype=np.float32) for i, row in r.items()} for r in requests]
+            results = await asyncio.gather(*(self.core.ask(a) for a in arrays))
+            await self.core.close()
+            queues.cancel()
+            return [answer for result in results for answer in result]
+
+        return asyncio.run(asyncio.wait_for(run(), 20))
+
+    @property
+    def runs(self) -> list[BatchRun]:
+        return [r for r in self.records if isinstance(r, BatchRun)]
+
+
+TABLE = factories.table(n=120)
+CASCADE = factories.cascade(rule="vote", quorum=3)
+
+
+def everything(table: PredictionTable = TABLE) -> list[dict[str, int]]:
+    return [{f"q{row}": row} for row in range(len(table))]
+
+
+@pytest.mark.parametrize(
+    "cascade",
+    [
+        CASCADE,
+        factories.cascade(threshold=0.8),
+        Cascade(
+            tiers=(
+                Tier(members=("small", "other"), quorum=2),
+                Tier(members=("middle",), rule="score", threshold=0.7),
+                Tier(members=("large",)),
+            )
+        ),
+    ],
+    ids=["vote", "score", "three tiers"],
+)
+def test_the_service_answers_what_the_evaluation_predicts(cascade: Cascade) -> None:
+    service = Service(cascade, TABLE)
+    answers = service.ask(*everything())
+    routing = route(cascade, TABLE)
+    assert [(a.answer, a.tier) for a in answers if isinstance(a, Answer)] == list(
+        zip(routing.answer.tolist(), routing.tier.tolist(), strict=True)
+    )
+    assert not any(a.degraded for a in answers if isinstance(a, Answer))
+
+
+def test_queries_of_many_requests_share_batches_and_every_member_is_asked_once_per_batch() -> None:
+    service = Service(CASCADE, TABLE)
+    service.ask(*everything())
+    for member in CASCADE.tiers[0].members:
+        sizes = [n for m, n in service.batches if m == member]
+        assert sum(sizes) == len(TABLE)
+        assert max(sizes) == 8
+        assert len(sizes) <= len(TABLE) / 4
+    escalated = [n for m, n in service.batches if m == "large"]
+    assert max(escalated) > 1, "escalated queries of several batches form one"
+
+
+def test_every_call_and_every_answer_is_in_the_ledger() -> None:
+    service = Service(CASCADE, TABLE)
+    service.ask(*everything())
+    assert [(r.member, r.items) for r in service.runs] == service.batches or sorted(
+        (r.member, r.items) for r in service.runs
+    ) == sorted(service.batches)
+    answers = [r.query_id for r in service.records if isinstance(r, Answer)]
+    assert sorted(answers) == sorted(f"q{row}" for row in range(len(TABLE)))
+
+
+def test_answers_come_back_in_the_order_of_the_request() -> None:
+    service = Service(CASCADE, TABLE)
+    request = {f"q{row}": row for row in range(50)}
+    assert [a.query_id for a in service.ask(request) if isinstance(a, Answer)] == list(request)
+
+
+async def _fails(_where: Placement, _batch: np.ndarray) -> Reply:
+    raise RuntimeError("the replica died")
+
+
+async def _hangs(_where: Placement, batch: np.ndarray) -> Reply:
+    await asyncio.sleep(0.6)
+    return Reply(np.full((len(batch), 5), 0.2, dtype=np.float32), 0.6)
+
+
+async def _wrong_shape(_where: Placement, batch: np.ndarray) -> Reply:
+    return Reply(np.full((len(batch), 3), 1 / 3, dtype=np.float32), 0.001)
+
+
+async def _nan(_where: Placement, batch: np.ndarray) -> Reply:
+    return Reply(np.full((len(batch), 5), np.nan, dtype=np.float32), 0.001)
+
+
+FAULTS: list[tuple[Member, str]] = [(_fails, "failed"), (_wrong_shape, "failed"), (_nan, "failed"), (_hangs, "late")]
+
+
+@pytest.mark.parametrize(("fault", "status"), FAULTS, ids=["fails", "wrong shape", "NaN", "hangs"])
+def test_a_faulty_member_is_a_missing_vote_and_is_billed(fault: Member, status: str) -> None:
+    """Unanimity of three with one vote missing can accept nothing: all go to the large model, and none is lost."""
+    table = TABLE.rows(np.arange(len(TABLE)) < 24)
+    service = Service(CASCADE, table, batch_size=24, latency_s=0.1)
+    service.faults["other"] = fault
+    answers = service.ask({f"q{row}": row for row in range(len(table))})
+    large = table.answers[:, table.members.index("large")]
+    assert [(a.answer, a.tier) for a in answers if isinstance(a, Answer)] == [(y, 1) for y in large.tolist()]
+    if status == "failed":
+        assert {r.status for r in service.runs if r.member == "other"} == {"failed"}
+
+
+def test_a_late_call_is_billed_with_its_real_time_when_it_ends() -> None:
+    table = TABLE.rows(np.arange(len(TABLE)) < 4)
+    service = Service(CASCADE, table, batch_size=4, latency_s=0.05)
+    service.faults["other"] = _hangs
+
+    async def run() -> None:
+        queues = asyncio.ensure_future(service.core.run())
+        await service.core.ask({str(row): np.array([row], dtype=np.float32) for row in range(4)})
+        await asyncio.sleep(0.8)
+        queues.cancel()
+
+    asyncio.run(run())
+    (late,) = [r for r in service.runs if r.member == "other"]
+    assert late.status == "late"
+    assert late.busy_s == pytest.approx(0.6)
+
+
+def test_a_quorum_that_holds_anyway_is_accepted_with_a_vote_missing() -> None:
+    cascade = factories.cascade(rule="vote", quorum=2)
+    agree = TABLE.outputs(("middle", "small")).answers[:, 0] == TABLE.outputs(("middle", "small")).answers[:, 1]
+    table = TABLE.rows(agree)
+    service = Service(cascade, table)
+    service.faults["other"] = _fails
+    answers = service.ask(*everything(table))
+    assert all(isinstance(a, Answer) and a.tier == 0 and a.degraded for a in answers)
+
+
+def test_without_the_last_tier_a_query_falls_back_on_the_tiers_before() -> None:
+    service = Service(CASCADE, TABLE)
+    service.faults["large"] = _fails
+    answers = service.ask(*everything())
+    routing = route(CASCADE, TABLE)
+    escalated = [a for a, t in zip(answers, routing.tier, strict=True) if t == 1]
+    assert escalated
+    assert all(isinstance(a, Answer) and a.degraded and a.status == "fallback" and a.tier == 0 for a in escalated)
+
+
+def test_when_nobody_answers_the_query_fails_and_is_counted() -> None:
+    service = Service(CASCADE, TABLE)
+    service.faults = dict.fromkeys(CASCADE.members, _fails)
+    answers = service.ask({"q0": 0, "q1": 1})
+    assert all(isinstance(a, Unanswered) for a in answers)
+    assert [r.status for r in service.records if isinstance(r, Answer)] == ["failed", "failed"]
+    assert set(service.failures) == {f"{m}@t4-node" for m in CASCADE.members}
+
+
+def test_a_mistake_of_ours_reaches_the_client_instead_of_hanging(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("coe.serving.batching.decide", broken)
+    with pytest.raises(ZeroDivisionError):
+        Service(CASCADE, TABLE).ask({"q0": 0})
+
+
+def test_shutdown_records_calls_under_way_as_cancelled() -> None:
+    service = Service(CASCADE, TABLE)
+    service.faults["other"] = _hangs
+
+    async def run() -> None:
+        queues = asyncio.ensure_future(service.core.run())
+        question = asyncio.ensure_future(service.core.ask({"q0": np.array([0], dtype=np.float32)}))
+        await asyncio.sleep(0.05)
+        await service.core.close()
+        await asyncio.sleep(0)
+        queues.cancel()
+        question.cancel()
+
+    asyncio.run(run())
+    assert "ok" in {r.status for r in service.runs if r.member != "other"}
+
+
+def test_traffic_is_divided_as_planned() -> None:
+    turns = Turns([placement("m", traffic=0.7), placement("m", node_type="a100-node", traffic=0.3)])
+    order = [turns.next().node_type for _ in range(100)]
+    assert order.count("t4-node") == 70
+    assert order[:10].count("a100-node") == 3

@@ -1,0 +1,271 @@
+"""The command line from outside: help, exit codes, and the whole offline chain in a starter folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from coe import files
+from coe.cli.main import app, run
+from coe.errors import GateExceeded
+from coe.ledger import write_ledger
+from coe.types import Answer, BatchRun, Cascade, Front, NodeSpan, Plan, Pool, Profiles
+from tests import factories
+
+VERBS = sorted(c.callback.__name__ for c in app.registered_commands if c.callback is not None)
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "cluster up", "cluster down"])
+def test_every_verb_shows_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*verb.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Example:" in text
+    assert f"coe {verb}" in text
+
+
+def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["calibrate"]) == 2
+    assert run(["fly"]) == 2
+    assert run(["report", "--format", "xml"]) == 2
+    assert "No such command" in capsys.readouterr().err
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == "0.1.0"
+
+
+def test_a_fault_of_ours_is_called_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("oops")
+
+    monkeypatch.setattr("coe.files.read_any", broken)
+    assert run(["validate", "x.yaml"]) == 1
+    assert "fault in coe, not in your files" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("coe.files.read_any", interrupted)
+    assert run(["validate", "x.yaml"]) == 130
+
+
+# --- The starter, all the way to a plan and a report ---
+
+
+def profiles_of(pool: Pool) -> Profiles:
+    """As if `coe profile` had run: the careful model is far dearer than the rules."""
+    cost = {"rule-a": 0.0004, "rule-b": 0.0004, "careful": 0.02}
+    speeds = {"SLOW": 0.3, "FAST": 1.0}
+    return Profiles(
+        profiles=tuple(
+            factories.profile(m.name, a, cost[m.name] / s, memory_gib=0.01)
+            for m in pool.members
+            for a, s in speeds.items()
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A starter folder in which every offline verb has run; the verbs are the test."""
+    folder = tmp_path_factory.mktemp("starter") / "mine"
+    assert run(["init", str(folder)]) == 0
+    files.write(folder / "profiles.yaml", profiles_of(files.read(folder / "pool.yaml", Pool)))
+    name = {
+        n: str(folder / n) for n in ("pool.yaml", "predictions.npz", "workload.yaml", "fleet.yaml", "profiles.yaml")
+    }
+    priced = ["--profiles", name["profiles.yaml"], "--prices", name["fleet.yaml"], "--workload", name["workload.yaml"]]
+    known = ["--predictions", name["predictions.npz"]]
+    steps = [
+        ["predict", name["pool.yaml"], "--data", str(folder / "data.npz"), "-o", name["predictions.npz"]],
+        [
+            "search",
+            name["predictions.npz"],
+            *priced,
+            "-o",
+            str(folder / "front.json"),
+            "--cascade",
+            str(folder / "found.yaml"),
+            "--plot",
+            str(folder / "front.svg"),
+        ],
+        [
+            "calibrate",
+            str(folder / "found.yaml"),
+            *known,
+            "--workload",
+            name["workload.yaml"],
+            "-o",
+            str(folder / "ready.yaml"),
+        ],
+        [
+            "plan",
+            str(folder / "ready.yaml"),
+            "--pool",
+            name["pool.yaml"],
+            *known,
+            *priced,
+            "-o",
+            str(folder / "plan.yaml"),
+        ],
+        ["explain", str(folder / "plan.yaml"), "--profiles", name["profiles.yaml"]],
+    ]
+    for step in steps:
+        assert run(step) == 0, step
+    return folder
+
+
+def test_the_starter_gives_a_certified_cascade_and_a_plan(starter: Path) -> None:
+    front = files.read(starter / "front.json", Front)
+    assert front.evaluated > 100
+    ready = files.read(starter / "ready.yaml", Cascade)
+    assert ready.certificate is not None
+    plan = files.read(starter / "plan.yaml", Plan)
+    assert plan.cascade == ready
+    assert plan.python_path == str(starter)
+    assert "<svg" in (starter / "front.svg").read_text()
+
+
+def test_the_starter_is_valid_alone_and_together(starter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["pool.yaml", "cascade.yaml", "workload.yaml", "fleet.yaml", "predictions.npz", "plan.yaml", "front.json"]
+    assert run(["validate", *(str(starter / n) for n in names)]) == 0
+    assert capsys.readouterr().out.count(": ok") == len(names)
+
+
+def test_validate_finds_names_that_do_not_fit_together(
+    starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stray = tmp_path / "cascade.yaml"
+    stray.write_text((starter / "cascade.yaml").read_text().replace("[careful]", "[carefull]"))
+    work = tmp_path / "workload.yaml"
+    work.write_text((starter / "workload.yaml").read_text() + "router_node_type: huge\n")
+    paths = [str(p) for p in (starter / "pool.yaml", starter / "fleet.yaml", stray, work)]
+    assert run(["validate", *paths]) == 2
+    said = capsys.readouterr().err
+    assert "tiers[1].members: names the member 'carefull'" in said
+    assert "router_node_type: names the node type 'huge'" in said
+    assert "2 problems" in said
+
+
+def test_init_does_not_touch_a_folder_with_something_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "precious").write_text("")
+    assert run(["init", str(tmp_path)]) == 2
+    assert "must be new or empty" in capsys.readouterr().err
+
+
+def test_changed_code_makes_predictions_stale(
+    starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = starter / "models.py"
+    kept = models.read_text()
+    models.write_text(kept.replace("looks = [", "looks  = ["))
+    try:
+        arguments = [str(starter / "plan.yaml"), "--predictions", str(starter / "predictions.npz")]
+        assert run(["build", *arguments, "-o", str(tmp_path / "serve.yaml")]) == 2
+        assert "changed after these predictions were made" in capsys.readouterr().err
+        assert not (tmp_path / "serve.yaml").exists()
+    finally:
+        models.write_text(kept)
+
+
+def test_build_refuses_a_plan_without_a_certificate_unless_told(starter: Path, tmp_path: Path) -> None:
+    plan = files.read(starter / "plan.yaml", Plan)
+    bare = plan.model_copy(update={"cascade": plan.cascade.model_copy(update={"certificate": None})})
+    files.write(tmp_path / "plan.yaml", bare)
+    out = tmp_path / "serve.yaml"
+    assert run(["build", str(tmp_path / "plan.yaml"), "-o", str(out)]) == 2
+    assert not out.exists()
+    assert run(["build", str(tmp_path / "plan.yaml"), "--uncertified", "-o", str(out)]) == 0
+    config = yaml.safe_load(out.read_text())
+    assert config["applications"][0]["import_path"] == "deployments.app:build"
+    assert "coe.dev/node-type" in out.read_text()
+
+
+def test_an_impossible_promise_exits_with_3(starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = tmp_path / "workload.yaml"
+    work.write_text((starter / "workload.yaml").read_text().replace("latency_s: 0.5", "latency_s: 0.001"))
+    arguments = [
+        "--pool",
+        "pool.yaml",
+        "--predictions",
+        "predictions.npz",
+        "--profiles",
+        "profiles.yaml",
+        "--prices",
+        "fleet.yaml",
+    ]
+    arguments = [str(starter / a) if a.endswith(("yaml", "npz")) else a for a in arguments]
+    out = tmp_path / "plan.yaml"
+    assert run(["plan", str(starter / "ready.yaml"), *arguments, "--workload", str(work), "-o", str(out)]) == 3
+    said = capsys.readouterr().err
+    assert "the latency promise of 0.001 s" in said
+    assert "would make a plan possible" in said
+    assert not out.exists()
+
+
+def test_labels_that_do_not_support_the_claim_exit_with_5(starter: Path, tmp_path: Path) -> None:
+    arguments = ["--predictions", str(starter / "predictions.npz"), "--reference", "careful", "--epsilon", "0.001"]
+    assert run(["calibrate", str(starter / "found.yaml"), *arguments, "-o", str(tmp_path / "x.yaml")]) == 5
+
+
+def test_old_prices_are_refused_on_request(starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text((starter / "fleet.yaml").read_text().replace("date: 2026-11-20", "date: 2020-01-01"))
+    arguments = [
+        "--pool",
+        "pool.yaml",
+        "--predictions",
+        "predictions.npz",
+        "--profiles",
+        "profiles.yaml",
+        "--workload",
+        "workload.yaml",
+    ]
+    arguments = [str(starter / a) if a.endswith(("yaml", "npz")) else a for a in arguments]
+    code = run(["plan", str(starter / "ready.yaml"), *arguments, "--prices", str(fleet), "--max-price-age", "30"])
+    assert code == 2
+    assert "must be at most 30 days old" in capsys.readouterr().err
+
+
+def test_report_gates_on_missed_promises(starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = files.read(starter / "plan.yaml", Plan)
+    nodes = [NodeSpan(n.node_type, n.count, n.usd_per_hour, 0.0, 10.0) for n in plan.nodes]
+    runs = [
+        BatchRun(t, p.member, p.node_type, p.share, 1, 1.0, 0.01)
+        for p in plan.placements
+        for t in [_tier(plan, p.member)]
+    ]
+    slow = [Answer("q", 0.0, 9.0, 0, 1, 0.9, False)]
+    write_ledger(tmp_path / "a.jsonl", plan.fingerprint(), 0.0, [*nodes, *runs, *slow])
+    arguments = ["report", "--plan", str(starter / "plan.yaml"), "--ledger", str(tmp_path)]
+    assert run(arguments) == 0
+    assert run([*arguments, "--gate"]) == GateExceeded(()).exit_code == 4
+    assert "promises missed" in capsys.readouterr().err
+    assert run([*arguments, "--format", "html", "-o", str(tmp_path / "r.html")]) == 0
+    assert "<svg" in (tmp_path / "r.html").read_text()
+
+
+def _tier(plan: Plan, member: str) -> int:
+    return next(t for t, tier in enumerate(plan.cascade.tiers) if member in tier.members)
+
+
+def test_a_ledger_of_another_plan_is_refused(starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_ledger(tmp_path / "a.jsonl", "another", 0.0, [Answer("q", 0.0, 0.1, 0, 1, 0.9, False)])
+    assert run(["report", "--plan", str(starter / "plan.yaml"), "--ledger", str(tmp_path)]) == 2
+    assert "ledger of another plan" in capsys.readouterr().err
+
+
+def test_the_installed_program_speaks_on_the_right_streams(tmp_path: Path) -> None:
+    program = Path(sys.executable).parent / "coe"
+    done = subprocess.run(
+        [program, "validate", "nowhere.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: nowhere.yaml: does not exist; check the path\n"
