@@ -18,6 +18,9 @@ ROUTER = "router"
 MEMBER_QUEUE = 8
 """Batches that may wait at one replica; the router sends two."""
 ROUTER_QUEUE = 2000
+SHUTDOWN_POLL_S = 0.2
+SHUTDOWN_S = 10.0
+"""A replica that is to stop ends what it works on first, at most for so long; batches take far less."""
 
 
 class CascadeArgs(BaseModel):
@@ -39,6 +42,8 @@ def build(args: CascadeArgs) -> Application:
             name=placement.deployment,
             num_replicas=placement.replicas,
             max_ongoing_requests=MEMBER_QUEUE,
+            graceful_shutdown_wait_loop_s=SHUTDOWN_POLL_S,
+            graceful_shutdown_timeout_s=SHUTDOWN_S,
             ray_actor_options=replica_options(plan.offer(placement.node_type), placement.share),
         )
         handles[placement.deployment] = member.bind(plan.pool, placement.member, placement.share, plan.python_path)
@@ -46,6 +51,8 @@ def build(args: CascadeArgs) -> Application:
         name=ROUTER,
         num_replicas=plan.router.replicas,
         max_ongoing_requests=ROUTER_QUEUE,
+        graceful_shutdown_wait_loop_s=SHUTDOWN_POLL_S,
+        graceful_shutdown_timeout_s=SHUTDOWN_S,
         ray_actor_options=replica_options(plan.offer(plan.router.node_type), 1.0),
     )
     return router.bind(plan, args.ledger_dir, handles)

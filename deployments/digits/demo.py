@@ -19,11 +19,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import httpx
 import numpy as np
 
+from coe.errors import CoeError
 from coe.files import read_npz, write_text
 from coe.serving.cluster import load_state
+from coe.serving.ready import wait_until_running
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -73,7 +74,8 @@ class Demo:
         inputs = ("--profiles", WORK / "profiles.yaml", "--prices", FLEET, "--workload", WORK / "workload.yaml")
         self.step(
             "time every member on every node type",
-            *("coe", "profile", WORK / "pool.yaml", "--prices", FLEET, "--data", WORK / "data.npz", "--max-seconds", "0.3", "-o", WORK / "profiles.yaml"),
+            *("coe", "profile", WORK / "pool.yaml", "--prices", FLEET, "--data", WORK / "data.npz"),
+            *("--max-seconds", "0.3", "-o", WORK / "profiles.yaml"),
             cluster=True,
         )
         self.step(
@@ -102,7 +104,11 @@ class Demo:
         """Deploy through plain Ray Serve and wait until the service is ready."""
         shutil.rmtree(WORK / "ledger", ignore_errors=True)
         self.step("deploy it", "serve", "run", "--non-blocking", WORK / "serve.yaml", cluster=True)
-        wait_until_ready(URL, timeout_s=120)
+        try:
+            wait_until_running(load_state(WORK).address, timeout_s=120)
+        except CoeError as error:
+            say(f"error: {error}")
+            raise StepFailed(["serve", "run", str(WORK / "serve.yaml")], error.exit_code) from None
 
     def measure(self) -> None:
         """Send the whole test split and report; exits non-zero if a promise was missed."""
@@ -117,19 +123,6 @@ class Demo:
         for kind, name in (("html", "report.html"), ("json", "report.json")):
             run([str(word) for word in (*report, "--format", kind, "-o", WORK / name)], {})
         self.step("report", *report, "--gate")
-
-
-def wait_until_ready(url: str, timeout_s: float) -> None:
-    """Poll the health endpoint until it answers 200; `StepFailed` after the timeout."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{url}/healthz", timeout=2).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.3)
-    raise StepFailed(["GET", f"{url}/healthz"], 1)
 
 
 def run(words: Sequence[str], env: Mapping[str, str]) -> None:

@@ -72,53 +72,30 @@ def profiles_of(pool: Pool) -> Profiles:
     )
 
 
+def in_folder(folder: Path, *words: str) -> list[str]:
+    """Arguments with every file name put into the folder."""
+    return [str(folder / w) if w.endswith((".yaml", ".npz", ".json", ".svg")) else w for w in words]
+
+
+KNOWN = ("--pool", "pool.yaml", "--predictions", "predictions.npz")
+PRICED = ("--profiles", "profiles.yaml", "--prices", "fleet.yaml", "--workload", "workload.yaml")
+STEPS = (
+    ("predict", "pool.yaml", "--data", "data.npz", "-o", "predictions.npz"),
+    ("search", "predictions.npz", *PRICED, "-o", "front.json", "--cascade", "found.yaml", "--plot", "front.svg"),
+    ("calibrate", "found.yaml", *KNOWN[2:], "--workload", "workload.yaml", "-o", "ready.yaml"),
+    ("plan", "ready.yaml", *KNOWN, *PRICED, "-o", "plan.yaml"),
+    ("explain", "plan.yaml", "--profiles", "profiles.yaml"),
+)
+
+
 @pytest.fixture(scope="module")
 def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A starter folder in which every offline verb has run; the verbs are the test."""
     folder = tmp_path_factory.mktemp("starter") / "mine"
     assert run(["init", str(folder)]) == 0
     files.write(folder / "profiles.yaml", profiles_of(files.read(folder / "pool.yaml", Pool)))
-    name = {
-        n: str(folder / n) for n in ("pool.yaml", "predictions.npz", "workload.yaml", "fleet.yaml", "profiles.yaml")
-    }
-    priced = ["--profiles", name["profiles.yaml"], "--prices", name["fleet.yaml"], "--workload", name["workload.yaml"]]
-    known = ["--predictions", name["predictions.npz"]]
-    steps = [
-        ["predict", name["pool.yaml"], "--data", str(folder / "data.npz"), "-o", name["predictions.npz"]],
-        [
-            "search",
-            name["predictions.npz"],
-            *priced,
-            "-o",
-            str(folder / "front.json"),
-            "--cascade",
-            str(folder / "found.yaml"),
-            "--plot",
-            str(folder / "front.svg"),
-        ],
-        [
-            "calibrate",
-            str(folder / "found.yaml"),
-            *known,
-            "--workload",
-            name["workload.yaml"],
-            "-o",
-            str(folder / "ready.yaml"),
-        ],
-        [
-            "plan",
-            str(folder / "ready.yaml"),
-            "--pool",
-            name["pool.yaml"],
-            *known,
-            *priced,
-            "-o",
-            str(folder / "plan.yaml"),
-        ],
-        ["explain", str(folder / "plan.yaml"), "--profiles", name["profiles.yaml"]],
-    ]
-    for step in steps:
-        assert run(step) == 0, step
+    for step in STEPS:
+        assert run(in_folder(folder, *step)) == 0, step
     return folder
 
 
@@ -191,17 +168,7 @@ def test_build_refuses_a_plan_without_a_certificate_unless_told(starter: Path, t
 def test_an_impossible_promise_exits_with_3(starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = tmp_path / "workload.yaml"
     work.write_text((starter / "workload.yaml").read_text().replace("latency_s: 0.5", "latency_s: 0.001"))
-    arguments = [
-        "--pool",
-        "pool.yaml",
-        "--predictions",
-        "predictions.npz",
-        "--profiles",
-        "profiles.yaml",
-        "--prices",
-        "fleet.yaml",
-    ]
-    arguments = [str(starter / a) if a.endswith(("yaml", "npz")) else a for a in arguments]
+    arguments = in_folder(starter, *KNOWN, *PRICED[:4])
     out = tmp_path / "plan.yaml"
     assert run(["plan", str(starter / "ready.yaml"), *arguments, "--workload", str(work), "-o", str(out)]) == 3
     said = capsys.readouterr().err
@@ -218,17 +185,7 @@ def test_labels_that_do_not_support_the_claim_exit_with_5(starter: Path, tmp_pat
 def test_old_prices_are_refused_on_request(starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text((starter / "fleet.yaml").read_text().replace("date: 2026-11-20", "date: 2020-01-01"))
-    arguments = [
-        "--pool",
-        "pool.yaml",
-        "--predictions",
-        "predictions.npz",
-        "--profiles",
-        "profiles.yaml",
-        "--workload",
-        "workload.yaml",
-    ]
-    arguments = [str(starter / a) if a.endswith(("yaml", "npz")) else a for a in arguments]
+    arguments = in_folder(starter, *KNOWN, *PRICED[:2], *PRICED[4:])
     code = run(["plan", str(starter / "ready.yaml"), *arguments, "--prices", str(fleet), "--max-price-age", "30"])
     assert code == 2
     assert "must be at most 30 days old" in capsys.readouterr().err

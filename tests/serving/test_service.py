@@ -1,0 +1,171 @@
+"""The whole service on a real local Ray cluster, with members that replay a prediction table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import ray
+import yaml
+from ray import serve
+from ray.serve._private.api import serve_start
+from ray.serve.config import HTTPOptions
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+from coe.bench import run_bench
+from coe.cascade.evaluate import route
+from coe.files import to_yaml, write_predictions
+from coe.ledger import read_ledger
+from coe.placement.optimize import plan
+from coe.profiler.predict import DataSet
+from coe.report.summarise import summarise
+from coe.serving.build import serve_config
+from coe.serving.cluster import ClusterState, free_port
+from coe.serving.labels import NODE_TYPE_LABEL
+from coe.serving.ready import wait_until_running
+from coe.types import Answer, BatchRun, Bench, Fleet, Member, NodeSpan, Plan, Pool, PredictionTable
+from tests import factories
+
+pytestmark = pytest.mark.serving
+
+
+@dataclass(frozen=True)
+class Live:
+    """A deployed plan, the table it replays, and where it listens."""
+
+    plan: Plan
+    table: PredictionTable
+    url: str
+    ledger: Path
+
+
+def table_plan(table: PredictionTable, predictions: Path, fleet: Fleet) -> Plan:
+    """A plan over the fleet whose members replay `predictions`; every batch takes well under a millisecond."""
+    accelerators = {n.offer.accelerator: 1.0 for n in fleet.nodes if n.offer.accelerators_per_node}
+    members = tuple(Member(name=m, runner="table", options={"predictions": str(predictions)}) for m in table.members)
+    pool = Pool(classes=table.classes, input_shape=(1,), members=members)
+    cost = {"small": 0.0004, "middle": 0.0005, "other": 0.0004, "large": 0.004}
+    profiles = factories.profiles(cost, speeds=accelerators)
+    small = [p.model_copy(update={"memory_gib": 0.01}) for p in profiles.profiles]
+    return plan(
+        pool,
+        [factories.cascade(rule="vote", quorum=3)],
+        table,
+        profiles.model_copy(update={"profiles": tuple(small)}),
+        fleet.prices,
+        factories.workload(rate_per_s=80.0, latency_s=1.0),
+        inputs={},
+        uncertified=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def live(
+    fleet_cluster: ClusterState, test_fleet: Fleet, ray_session: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Live]:
+    """The service, deployed from the YAML that `coe build` would write."""
+    folder = tmp_path_factory.mktemp("service")
+    table = factories.table(n=480)
+    write_predictions(folder / "predictions.npz", table)
+    found = table_plan(table, folder / "predictions.npz", test_fleet)
+    port = free_port()
+    text = to_yaml(serve_config(found, ledger_dir=str(folder / "ledger"), port=port))
+    config = ServeDeploySchema.model_validate(yaml.safe_load(text))
+    client = serve_start(http_options=HTTPOptions(host="127.0.0.1", port=port))
+    client.deploy_apps(config)
+    assert ray_session == fleet_cluster.address
+    wait_until_running(fleet_cluster.address, 90)
+    yield Live(found, table, f"http://127.0.0.1:{port}", folder / "ledger")
+    serve.shutdown()
+
+
+def rows_of(table: PredictionTable) -> DataSet:
+    """The data set whose items are the table's own row numbers."""
+    x = np.arange(len(table), dtype=np.float32)[:, None]
+    return DataSet(x, table.labels, table.items, table.splits)
+
+
+@pytest.fixture(scope="module")
+def bench(live: Live) -> Bench:
+    """Every item of the table over HTTP, once."""
+    return run_bench(live.url, rows_of(live.table), "table:all", 120.0, seed=1)
+
+
+def test_every_answer_is_the_one_that_the_evaluation_predicts(live: Live, bench: Bench) -> None:
+    routing = route(live.plan.cascade, live.table)
+    assert [a.http_status for a in bench.answers] == [200] * len(live.table)
+    assert [(a.answer, a.tier) for a in bench.answers] == list(
+        zip(routing.answer.tolist(), routing.tier.tolist(), strict=True)
+    )
+    assert not any(a.degraded for a in bench.answers)
+
+
+def test_the_ledger_reconciles_with_the_client(live: Live, bench: Bench) -> None:
+    records = settled(live, len(bench.answers))
+    answers = [r for r in records if isinstance(r, Answer)]
+    assert {a.query_id for a in answers} >= set(live.table.items.tolist())
+    calls = [r for r in records if isinstance(r, BatchRun)]
+    escalated = sum(a.tier == 1 for a in bench.answers)
+    for member in live.plan.cascade.members:
+        items = sum(r.items for r in calls if r.member == member)
+        assert items == (escalated if member == "large" else len(bench.answers))
+    spans = [r for r in records if isinstance(r, NodeSpan)]
+    assert {s.node_type for s in spans} == {n.node_type for n in live.plan.nodes}
+    report = summarise(live.plan, records, bench=bench, table=live.table)
+    assert not report.missed
+
+
+def settled(live: Live, answers: int, timeout_s: float = 10.0) -> tuple[Answer | BatchRun | NodeSpan, ...]:
+    """The ledger's records once it holds that many answers (it is written about once a second)."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        records = read_ledger(live.ledger).records
+        if sum(isinstance(r, Answer) for r in records) >= answers or time.monotonic() > deadline:
+            return records
+        time.sleep(0.1)
+
+
+def test_replicas_run_on_the_node_types_that_the_plan_says(live: Live) -> None:
+    labels = {n["NodeID"]: n["Labels"].get(NODE_TYPE_LABEL) for n in ray.nodes()}
+    details = ray.get(_get_global_client()._controller.get_serve_instance_details.remote())
+    placed = {
+        name: {labels[replica["node_id"]] for replica in deployment["replicas"]}
+        for name, deployment in details["applications"]["coe"]["deployments"].items()
+    }
+    expected = {p.deployment: {p.node_type} for p in live.plan.placements}
+    assert placed == {**expected, "router": {live.plan.router.node_type}}
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"{", "body"),
+        (b'{"items": [{"input": [1, 2]}]}', "items[0].input"),
+        (b'{"items": [{"input": [null]}]}', "items[0].input"),
+        (b'{"items": []}', "items"),
+    ],
+)
+def test_bad_requests_get_422_with_the_field_and_reach_no_member(live: Live, body: bytes, field: str) -> None:
+    response = httpx.post(f"{live.url}/predict", content=body)
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == field
+
+
+def test_many_items_in_one_request_come_back_in_order(live: Live, bench: Bench) -> None:
+    items = [{"id": f"again-{row}", "input": [row]} for row in range(40)]
+    answers = httpx.post(f"{live.url}/predict", json={"items": items}, timeout=20).json()["answers"]
+    assert [a["id"] for a in answers] == [f"again-{row}" for row in range(40)]
+    first = [(a.answer, a.tier) for a in bench.answers[:40]]
+    assert [(a["class"], a["tier"]) for a in answers] == first
+    assert answers[0]["answer"] == live.table.classes[answers[0]["class"]]
+
+
+def test_the_service_says_which_plan_it_serves(live: Live) -> None:
+    assert Plan.model_validate_json(httpx.get(f"{live.url}/plan").text) == live.plan
+    assert httpx.get(f"{live.url}/healthz").json() == {"status": "ok"}
