@@ -34,6 +34,7 @@ def profile(
     address: Annotated[str | None, typer.Option("--address", help="Ray cluster; by default RAY_ADDRESS.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Draw batches from these items.")] = None,
     batch_sizes: Annotated[str, typer.Option("--batch-sizes", help="Comma-separated.")] = "1,2,4,8,16,32",
+    min_runs: Annotated[int, typer.Option("--min-runs", min=3, help="Runs per batch size, time permitting.")] = 100,
     max_seconds: Annotated[
         float, typer.Option("--max-seconds", min=0.01, help="Per member, node type and batch.")
     ] = 2.0,
@@ -58,6 +59,7 @@ def profile(
             files.read_prices(prices),
             _address(address),
             batch_sizes=sizes,
+            min_runs=min_runs,
             max_s=max_seconds,
             today=today(),
             sample=None if data is None else load_data(data).x,

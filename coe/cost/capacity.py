@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from coe.errors import InvalidInput, Problem
-from coe.types import Profile
+from coe.types import Offer, Profile
 
 Quantile = Literal["p50", "p99"]
 
@@ -29,6 +29,11 @@ def service_s(profile: Profile, batch: float, quantile: Quantile = "p50") -> flo
         raise InvalidInput(Problem(where, f"ends at batch size {sizes[-1]}", f"a batch of {batch:g}", remedy))
     times = [t.latency_p50_s if quantile == "p50" else t.latency_p99_s for t in profile.timings]
     return float(np.interp(batch, sizes, np.maximum.accumulate(times)))
+
+
+def fits(profile: Profile, offer: Offer, share: float = 1.0) -> bool:
+    """True where the offer can be had at all and `share` of its memory holds the member."""
+    return offer.quota != 0 and profile.memory_gib <= share * offer.device_memory_gib
 
 
 def replica_throughput_per_s(profile: Profile, batch_size: int, share: float) -> float:

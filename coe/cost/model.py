@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from coe.cost.capacity import service_s
+from coe.cost.capacity import fits, service_s
 from coe.errors import InvalidInput, Problem
 from coe.types import CostLine, Offer, PlannedNodes, Prices, Profile, Profiles, RouterPlacement
 
@@ -28,26 +28,40 @@ def usd_per_item(profile: Profile, offer: Offer, batch: float) -> float:
 def unit_costs(
     members: Iterable[str], profiles: Profiles, prices: Prices, batch: float | None = None
 ) -> dict[str, float]:
-    """Member -> usage dollars per call on its cheapest accelerator.
+    """Member -> usage dollars per call on the cheapest accelerator that holds it.
 
-    `batch` is the batch size to count with; by default the one at which the member is cheapest. Members without a
-    profile on any offered accelerator are an `InvalidInput`.
+    `batch` is the batch that the load fills, where it is larger than any profiled one that one counts; by default each
+    member counts with the batch at which it is cheapest. Raises `InvalidInput` naming every member that has no profile
+    on any offered accelerator, or fits on none.
     """
-    costs, lacking = {}, []
+    costs: dict[str, float] = {}
+    problems: list[Problem] = []
     for member in members:
+        profiled = [(p, o) for o in prices.offers if (p := profiles.find(member, o.accelerator)) is not None]
         options = [
             usd_per_item(profile, offer, n)
-            for offer in prices.offers
-            if (profile := profiles.find(member, offer.accelerator)) is not None
-            for n in ([t.batch_size for t in profile.timings] if batch is None else [batch])
+            for profile, offer in profiled
+            if fits(profile, offer)
+            for n in _batches(profile, batch)
         ]
         if options:
             costs[member] = min(options)
+        elif profiled:
+            need = max(profile.memory_gib for profile, _ in profiled)
+            rule = "fits on no offered accelerator that has a quota"
+            problems.append(
+                Problem(f"profiles: {member}", rule, f"{need:g} GiB", "leave it out, or offer a larger one")
+            )
         else:
-            lacking.append(member)
-    if lacking:
-        raise InvalidInput(without_profile(lacking, prices))
+            problems += without_profile([member], prices)
+    if problems:
+        raise InvalidInput(problems)
     return costs
+
+
+def _batches(profile: Profile, batch: float | None) -> list[float]:
+    sizes = [float(t.batch_size) for t in profile.timings]
+    return sizes if batch is None else [min(batch, sizes[-1])]
 
 
 def without_profile(members: Iterable[str], prices: Prices) -> list[Problem]:

@@ -1,16 +1,16 @@
 """Every placement there is, one after the other: the oracle for the MILP on small problems.
 
-Shares nothing with `milp` but the problem: it enumerates a batch size per tier, then for every member and node type at most one
-share with a number of replicas, and judges each combination with `check` and `price`.
+Shares nothing with `milp` but the problem: it enumerates a batch size per tier, then for every member and node type at most
+one share with a number of replicas, and judges each combination with `check` and `price`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from coe.placement.problem import PlacementProblem, Solution, check, price
+from coe.placement.problem import TOLERANCE, PlacementProblem, Solution, check, price
 
 
 def solve(problem: PlacementProblem) -> Solution | None:
@@ -20,7 +20,8 @@ def solve(problem: PlacementProblem) -> Solution | None:
         options = [list(_member_options(problem, m, batch_sizes)) for m in problem.demand_per_s]
         for choice in itertools.product(*options):
             solution = _solution(problem, {c: n for part in choice for c, n in part.items()})
-            if not check(problem, solution) and (best is None or price(problem, solution) < price(problem, best)):
+            cheaper = best is None or solution.bound_usd_per_hour < best.bound_usd_per_hour
+            if cheaper and not check(problem, solution):
                 best = solution
     return best
 
@@ -30,20 +31,32 @@ def _batch_sizes(problem: PlacementProblem, tier: int) -> list[int]:
 
 
 def _member_options(problem: PlacementProblem, member: str, batch_sizes: tuple[int, ...]) -> Iterator[dict[int, int]]:
-    """Replicas by column for one member: per node type none, or one share with 1, 2, … replicas."""
+    """Replicas by column for one member, where they carry its load: per node type none, or one share with 1, 2, …"""
     per_type: list[list[dict[int, int]]] = []
     for offer in problem.offers:
         columns = [
-            (i, c)
+            i
             for i, c in enumerate(problem.columns)
             if c.member == member and c.offer.node_type == offer.node_type and c.batch_size == batch_sizes[c.tier]
         ]
-        counts = [{i: n} for i, c in columns for n in range(1, problem.most_replicas(c) + 1)]
-        per_type.append([{}, *counts])
+        per_type.append([{}, *({i: n} for i in columns for n in range(1, _most(problem, i) + 1))])
     for parts in itertools.product(*per_type):
         option = {c: n for part in parts for c, n in part.items()}
-        if option:
+        if _capacity_per_s(problem, option) >= problem.demand_per_s[member] * (1 - TOLERANCE):
             yield option
+
+
+def _most(problem: PlacementProblem, column: int) -> int:
+    """Replicas up to the first number that carries the member's load alone and is no fewer than promised."""
+    member = problem.columns[column].member
+    n = max(1, problem.min_replicas)
+    while _capacity_per_s(problem, {column: n}) < problem.demand_per_s[member]:
+        n += 1
+    return n
+
+
+def _capacity_per_s(problem: PlacementProblem, replicas: Mapping[int, int]) -> float:
+    return sum(n * problem.columns[c].capacity_per_s for c, n in replicas.items())
 
 
 def _solution(problem: PlacementProblem, replicas: dict[int, int]) -> Solution:
@@ -51,15 +64,13 @@ def _solution(problem: PlacementProblem, replicas: dict[int, int]) -> Solution:
     traffic: dict[int, float] = {}
     shares: dict[str, float] = {}
     for member, demand in problem.demand_per_s.items():
-        own = {
-            c: n * problem.columns[c].capacity_per_s for c, n in replicas.items() if problem.columns[c].member == member
-        }
-        total = sum(own.values())
-        traffic |= {c: demand * capacity / total for c, capacity in own.items()}
+        own = {c: n for c, n in replicas.items() if problem.columns[c].member == member}
+        total = _capacity_per_s(problem, own)
+        traffic |= {c: demand * n * problem.columns[c].capacity_per_s / total for c, n in own.items()}
     for c, n in replicas.items():
         node_type = problem.columns[c].offer.node_type
         shares[node_type] = shares.get(node_type, 0.0) + n * problem.columns[c].share
     devices = {o.node_type: o.devices_per_node for o in problem.offers}
     nodes = {t: math.ceil(s / devices[t] - 1e-9) for t, s in shares.items()}
-    solution = Solution(replicas, traffic, nodes, 0.0, True)
-    return Solution(replicas, traffic, nodes, price(problem, solution), True)
+    usd_per_hour = price(problem, Solution(replicas, traffic, nodes, 0.0, True))
+    return Solution(replicas, traffic, nodes, usd_per_hour, True)

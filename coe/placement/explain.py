@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from coe.cost.model import total_usd
 from coe.errors import Infeasible
-from coe.placement.milp import least_latency_s, lower_bound_usd_per_hour, solve
+from coe.placement.milp import feasible, least_latency_s, most_of_the_rate, solve
 from coe.placement.problem import PlacementProblem, price
 from coe.prices.catalog import provenance
 from coe.types import CostLine, Plan, Profiles
@@ -23,18 +24,11 @@ def conflicts(problem: PlacementProblem) -> Infeasible:
     """
     for size in range(len(PROMISES) + 1):
         for kept in itertools.combinations(PROMISES, size):
-            if not _feasible(_without(problem, [p for p in PROMISES if p not in kept])):
+            if not feasible(_without(problem, [p for p in PROMISES if p not in kept])):
                 if not kept:
                     return Infeasible(_no_hardware(problem))
                 return Infeasible([_promise(problem, p) for p in kept], _relaxations(problem, kept))
     raise AssertionError("conflicts() was called for a problem that has a solution")
-
-
-def _feasible(problem: PlacementProblem) -> bool:
-    """True where some plan exists; the linear relaxation settles most infeasible cases at once."""
-    if not all(any(c.member == m for c in problem.columns) for m in problem.demand_per_s):
-        return False
-    return lower_bound_usd_per_hour(problem) is not None and solve(problem) is not None
 
 
 def _without(problem: PlacementProblem, promises: Sequence[str]) -> PlacementProblem:
@@ -42,7 +36,7 @@ def _without(problem: PlacementProblem, promises: Sequence[str]) -> PlacementPro
     if "latency" in promises:
         problem = replace(problem, latency_s=1e6)
     if "quota" in promises:
-        problem = replace(problem, quota={t: None if q is None or q > 0 else 0 for t, q in problem.quota.items()})
+        problem = replace(problem, quota=dict.fromkeys(problem.quota))
     if "replicas" in promises:
         problem = replace(problem, min_replicas=1)
     if "rate" in promises:
@@ -53,10 +47,16 @@ def _without(problem: PlacementProblem, promises: Sequence[str]) -> PlacementPro
 def _promise(problem: PlacementProblem, promise: str) -> str:
     """A promise in words, with its value."""
     if promise == "latency":
-        return f"the latency promise of {problem.latency_s:g} s (plans are bounded tier by tier)"
+        tiers = " + ".join(str(t + 1) for t in problem.path)
+        return f"the latency promise of {problem.latency_s:g} s, for the sum of the bounds of tier {tiers}"
     if promise == "quota":
-        quotas = ", ".join(f"{t} {q}" for t, q in problem.quota.items() if q is not None)
-        return f"the quotas left beside the router: {quotas}"
+        router = problem.router_node_type
+        quotas = (
+            f"{t} {_quota(problem, t)}" + (" (one of them for the router)" if t == router else "")
+            for t, q in problem.quota.items()
+            if q is not None
+        )
+        return f"the quotas: {', '.join(quotas)}"
     if promise == "replicas":
         return f"at least {problem.min_replicas} replicas of every member"
     demand = ", ".join(f"{m} {d:.3g}/s" for m, d in problem.demand_per_s.items())
@@ -70,42 +70,42 @@ def _relaxations(problem: PlacementProblem, kept: Sequence[str]) -> list[str]:
         found.append(f"a latency promise of {_rounded_up(least)} s instead of {problem.latency_s:g} s")
     if "quota" in kept and (plan := solve(_without(problem, ["quota"]))) is not None:
         needs = ", ".join(
-            f"{count} {t} (quota {problem.quota[t]})"
+            f"{count + _router_nodes(problem, t)} {t} instead of {_quota(problem, t)}"
             for t, count in plan.nodes.items()
             if (quota := problem.quota[t]) is not None and count > quota
         )
         found.append(f"a quota of {needs}, at ${price(problem, plan):.2f} per hour in all")
     if "replicas" in kept:
         fewer = next(
-            (n for n in range(problem.min_replicas - 1, 0, -1) if _feasible(replace(problem, min_replicas=n))), None
+            (n for n in range(problem.min_replicas - 1, 0, -1) if feasible(replace(problem, min_replicas=n))), None
         )
         if fewer is not None:
             found.append(f"at least {fewer} replicas instead of {problem.min_replicas}")
-    if "rate" in kept and (share := _carried(problem)) > 0:
-        found.append(f"{share:.0%} of the rate")
+    if "rate" in kept and (per_cent := math.floor(100 * most_of_the_rate(problem) - 1e-6)) > 0:
+        found.append(f"{per_cent}% of the rate")
     return found
 
 
+def _router_nodes(problem: PlacementProblem, node_type: str) -> int:
+    return 1 if node_type == problem.router_node_type else 0
+
+
+def _quota(problem: PlacementProblem, node_type: str) -> int:
+    """The quota as the price list states it, the router's node included."""
+    left = problem.quota[node_type]
+    assert left is not None
+    return left + _router_nodes(problem, node_type)
+
+
 def _rounded_up(seconds: float) -> str:
-    """A little more than `seconds`, in three digits, so that promising it is enough."""
-    return f"{seconds * 1.001:.3g}" if float(f"{seconds:.3g}") < seconds else f"{seconds:.3g}"
-
-
-def _carried(problem: PlacementProblem) -> float:
-    """The largest share of the rate, in whole per cents, for which a plan exists; 0 where there is none."""
-    low, high = 0, 100
-    while high - low > 1:
-        middle = (low + high) // 2
-        scaled = {m: d * middle / 100 for m, d in problem.demand_per_s.items()}
-        low, high = (middle, high) if _feasible(replace(problem, demand_per_s=scaled)) else (low, middle)
-    return low / 100
+    """`seconds` rounded up to three digits, so that promising it is enough."""
+    unit = 10.0 ** (math.floor(math.log10(seconds)) - 2)
+    return f"{math.ceil(seconds / unit) * unit:.3g}"
 
 
 def _no_hardware(problem: PlacementProblem) -> list[str]:
     """Members that nothing on offer can hold."""
-    homeless = [m for m in problem.demand_per_s if not any(c.member == m for c in problem.columns)]
-    who = ", ".join(homeless) or "the members"
-    return [f"{who} need more memory than any offered accelerator has, or every offer has a quota of zero"]
+    return [f"{m} needs more memory than any offered accelerator with a quota has" for m in problem.homeless]
 
 
 # --- Explaining a plan ------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def explain(plan: Plan, profiles: Profiles | None = None) -> str:
         _headline(plan),
         "Tiers\n" + "\n".join(_tier_lines(plan)),
         "Rented, per hour\n" + _bill(plan.allocation_lines),
-        "Used, per hour\n" + _bill(plan.usage_lines),
+        "Used, per hour\n" + _bill(plan.usage_lines) + "\n" + _idle(plan),
         "Promises\n" + "\n".join(_promise_lines(plan)),
         "Why this one\n" + "\n".join(f"  {line}" for line in _why(plan)),
         f"Prices: {provenance(plan.offers)}",
@@ -160,12 +160,29 @@ def _bill(lines: Sequence[CostLine]) -> str:
     return "\n".join([*rows, f"  {'total':<{width}}  {'':>9} {'':<13}   {'':>7}   ${total_usd(lines):.4f}"])
 
 
+def _idle(plan: Plan) -> str:
+    """What is rented and not used, so that both bases meet."""
+    rented, used = plan.cost.usd_per_hour_allocation, plan.cost.usd_per_hour_usage
+    router = plan.router.replicas * plan.offer(plan.router.node_type).usd_per_hour
+    return f"  rented ${rented:.4f} = used ${used:.4f} + router ${router:.4f} + idle ${rented - used - router:.4f}"
+
+
 def _promise_lines(plan: Plan) -> list[str]:
+    """Every promise and limit with what is left of it; one with nothing left binds."""
     work, certificate = plan.workload, plan.cascade.certificate
     slack = work.latency_s - plan.latency_bound_s
+    busiest = max(plan.placements, key=lambda p: p.utilisation)
+    quotas = [(n.count, plan.offer(n.node_type).quota, n.node_type) for n in plan.nodes]
     lines = [
         f"  latency: {work.latency_quantile:.0%} within {work.latency_s:g} s; bound {plan.latency_bound_s:.3f} s, "
-        f"{slack:.3f} s to spare"
+        f"{slack:.3f} s to spare",
+        f"  load: {busiest.deployment} is the busiest at {busiest.utilisation:.0%} of its capacity, "
+        f"allowed are {work.target_utilisation:.0%}",
+        *(
+            f"  quota: {count} of {quota} {node_type}" + (" (all)" if count == quota else "")
+            for count, quota, node_type in quotas
+            if quota is not None
+        ),
     ]
     if certificate is None:
         return [*lines, "  accuracy: NOT CERTIFIED"]

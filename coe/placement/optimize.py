@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from coe.cascade.certify import verify_certificate
 from coe.cascade.evaluate import evaluate
 from coe.cost.capacity import replica_throughput_per_s, service_s
 from coe.cost.model import node_lines, usage_line
-from coe.errors import InvalidInput, Problem
+from coe.errors import Infeasible, InvalidInput, Problem, Unavailable
 from coe.placement.explain import conflicts
 from coe.placement.milp import lower_bound_usd_per_hour, solve
 from coe.placement.problem import (
@@ -17,6 +18,7 @@ from coe.placement.problem import (
     Solution,
     build_problem,
     busy_device_s_per_s,
+    check,
     expected_batches,
     price,
     router_offer,
@@ -43,6 +45,8 @@ from coe.types import (
 )
 
 SPLIT = "certification"
+_CENT = 1e-6
+"""Dollars per hour below which two plans cost the same."""
 
 
 def plan(
@@ -59,45 +63,53 @@ def plan(
     name: str = "plan",
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
-    """The cheapest plan (dollars per hour rented) over all candidate cascades.
+    """The cheapest plan over all candidate cascades: least dollars per hour rented, then used, then the first given.
 
     Reach and accuracy are those of the certification split. A candidate whose linear relaxation already costs more than
     the best plan so far is not solved, so the result is proved over the candidates. Raises `Infeasible` where no
     candidate has a plan, `InvalidInput` or `Stale` for certificates that do not support the workload's promise.
+    `progress` is told how many candidates are done, of how many.
     """
-    _check_names(pool, cascades)
+    _check_names(pool, cascades, table, workload)
     if not uncertified:
         _check_certificates(cascades, table, workload)
     sample = table.split(SPLIT)
-    best: _Placed | None = None
+    candidates = [_candidate(cascade, sample, profiles, prices, workload) for cascade in cascades]
+    placed: list[_Placed] = []
     rejected: list[str] = []
-    problems: list[PlacementProblem] = []
-    for number, cascade in enumerate(cascades):
+    for number, candidate in enumerate(candidates):
+        incumbent = min((p.usd_per_hour for p in placed), default=None)
+        found = _place(candidate, incumbent)
+        if isinstance(found, _Placed):
+            placed.append(found)
+        else:
+            rejected.append(f"{candidate.cascade.name}: {found}")
         if progress:
-            progress(number, len(cascades))
-        stats = evaluate(cascade, sample)
-        problem = build_problem(cascade, stats, profiles, prices, workload)
-        problems.append(problem)
-        placed, reason = _place(cascade, stats, problem, best)
-        if placed is None:
-            rejected.append(f"{cascade.name}: {reason}")
-            continue
-        if best is not None:
-            rejected.append(f"{best.cascade.name}: ${best.usd_per_hour:.3f} per hour, dearer than the one chosen")
-        best = placed
-    if best is None:
-        raise conflicts(problems[0])
+            progress(number + 1, len(candidates))
+    if not placed:
+        raise _infeasible(candidates)
+    best = min(placed, key=_rank)
+    rejected += [
+        f"{p.cascade.name}: {_in_dollars(p)}, the one chosen {_in_dollars(best)}" for p in placed if p is not best
+    ]
     baseline = _baseline(sample, profiles, prices, workload)
-    return _plan(best, baseline, pool, prices, workload, inputs, python_path, name, rejected, len(cascades))
+    solver = _solver_report(best, placed, baseline, len(candidates))
+    return _plan(best, baseline, solver, pool, prices, workload, inputs, python_path, name, rejected)
 
 
 @dataclass(frozen=True)
-class _Placed:
-    """A cascade with the solution of its placement."""
+class _Candidate:
+    """A cascade and the problem of placing it."""
 
     cascade: Cascade
     stats: CascadeStats
     problem: PlacementProblem
+
+
+@dataclass(frozen=True)
+class _Placed(_Candidate):
+    """A candidate with the solution of its placement."""
+
     solution: Solution
 
     @property
@@ -112,26 +124,71 @@ class _Placed:
         return PredictedCost.of(usage, self.usd_per_hour, rate, self.stats.accuracy)
 
 
-def _place(
-    cascade: Cascade, stats: CascadeStats, problem: PlacementProblem, best: _Placed | None
-) -> tuple[_Placed | None, str]:
+def _candidate(
+    cascade: Cascade, sample: PredictionTable, profiles: Profiles, prices: Prices, workload: Workload
+) -> _Candidate:
+    stats = evaluate(cascade, sample)
+    if stats.accuracy == 0:
+        rule = "has no correct answer on the certification split, so a correct answer has no price"
+        raise InvalidInput(
+            Problem(f"cascade '{cascade.name}'", rule, remedy="are classes and labels in the same order?")
+        )
+    return _Candidate(cascade, stats, build_problem(cascade, stats, profiles, prices, workload))
+
+
+def _place(candidate: _Candidate, incumbent_usd_per_hour: float | None) -> _Placed | str:
     """The placement, or the reason why there is none or none worth having."""
-    bound = lower_bound_usd_per_hour(problem) if _has_columns(problem) else None
+    problem = candidate.problem
+    bound = lower_bound_usd_per_hour(problem)
     if bound is None:
-        return None, "no placement keeps the promises"
-    if best is not None and bound >= best.usd_per_hour:
-        return None, f"costs at least ${bound:.3f} per hour"
+        return "no placement keeps the promises"
+    if incumbent_usd_per_hour is not None and bound > incumbent_usd_per_hour + _CENT:
+        return f"costs at least ${bound:.3f} per hour"
     solution = solve(problem)
     if solution is None:
-        return None, "no placement keeps the promises"
-    placed = _Placed(cascade, stats, problem, solution)
-    if best is not None and placed.usd_per_hour >= best.usd_per_hour:
-        return None, f"${placed.usd_per_hour:.3f} per hour"
-    return placed, ""
+        return "no placement keeps the promises"
+    if broken := check(problem, solution):
+        raise Unavailable(f"the solver's placement of {candidate.cascade.name} is wrong: {'; '.join(broken)}")
+    return _Placed(candidate.cascade, candidate.stats, problem, solution)
 
 
-def _has_columns(problem: PlacementProblem) -> bool:
-    return all(any(c.member == m for c in problem.columns) for m in problem.demand_per_s)
+def _rank(placed: _Placed) -> tuple[float, float]:
+    """Less is better: dollars rented, and among equals dollars used."""
+    return round(placed.usd_per_hour / _CENT) * _CENT, placed.cost.usd_per_hour_usage
+
+
+def _in_dollars(placed: _Placed) -> str:
+    return f"${placed.usd_per_hour:.3f} per hour rented (${placed.cost.usd_per_hour_usage:.3f} used)"
+
+
+def _infeasible(candidates: Sequence[_Candidate]) -> Infeasible:
+    """Why no candidate has a plan; with several, every reason says whose it is."""
+    reasons = [(c.cascade.name, conflicts(c.problem)) for c in candidates]
+    if len(reasons) == 1:
+        return reasons[0][1]
+    return Infeasible(
+        [f"{name}: {line}" for name, reason in reasons for line in reason.conflict],
+        [f"for {name}, {line}" for name, reason in reasons for line in reason.nearest],
+    )
+
+
+def _solver_report(best: _Placed, placed: Sequence[_Placed], baseline: _Placed | None, candidates: int) -> SolverReport:
+    """Proved where no candidate could still turn out cheaper; those not placed were shown to be dearer or impossible."""
+    bound = min(best.usd_per_hour, *(p.solution.bound_usd_per_hour for p in placed if not p.solution.proved), math.inf)
+    return SolverReport(
+        status="proved" if bound > best.usd_per_hour - _CENT else "gap",
+        usd_per_hour=best.usd_per_hour,
+        bound_usd_per_hour=bound,
+        candidates=candidates,
+        message=_message(best, baseline),
+    )
+
+
+def _message(best: _Placed, baseline: _Placed | None) -> str:
+    """A warning where a single model is the better deal."""
+    if baseline is None or _rank(baseline) >= _rank(best) or baseline.cascade.tiers == best.cascade.tiers:
+        return ""
+    return f"A SINGLE MODEL IS CHEAPER at this load: {baseline.cascade.name}, {_in_dollars(baseline)}."
 
 
 # --- The best single model --------------------------------------------------------------------------------------------
@@ -147,17 +204,12 @@ def _baseline(sample: PredictionTable, profiles: Profiles, prices: Prices, workl
     best: _Placed | None = None
     for member in sample.members:
         offered = any(profiles.find(member, o.accelerator) for o in prices.offers)
-        if right[member] < least or not offered:
+        if right[member] < least or right[member] == 0 or not offered:
             continue
-        cascade = Cascade(name=member, tiers=(Tier(members=(member,)),))
-        stats = evaluate(cascade, sample)
-        problem = build_problem(cascade, stats, profiles, prices, workload)
-        solution = solve(problem) if _has_columns(problem) else None
-        if solution is None:
-            continue
-        placed = _Placed(cascade, stats, problem, solution)
-        key = (placed.usd_per_hour, placed.cost.usd_per_hour_usage)
-        if best is None or key < (best.usd_per_hour, best.cost.usd_per_hour_usage):
+        single = Cascade(name=member, tiers=(Tier(members=(member,)),))
+        candidate = _candidate(single, sample, profiles, prices, workload)
+        placed = _place(candidate, None if best is None else best.usd_per_hour)
+        if isinstance(placed, _Placed) and (best is None or _rank(placed) < _rank(best)):
             best = placed
     return best
 
@@ -197,6 +249,7 @@ def _saving(ours: float, theirs: float) -> str:
 def _plan(
     best: _Placed,
     baseline: _Placed | None,
+    solver: SolverReport,
     pool: Pool,
     prices: Prices,
     workload: Workload,
@@ -204,7 +257,6 @@ def _plan(
     python_path: str,
     name: str,
     rejected: Sequence[str],
-    candidates: int,
 ) -> Plan:
     router = RouterPlacement(node_type=router_offer(prices, workload).node_type)
     nodes = _nodes(best.solution, router, prices)
@@ -227,26 +279,11 @@ def _plan(
         usage_lines=_usage_lines(best),
         allocation_lines=node_lines(nodes, router),
         baseline=None if baseline is None else _baseline_noun(best, baseline),
-        solver=SolverReport(
-            status="proved" if best.solution.proved else "gap",
-            usd_per_hour=best.usd_per_hour,
-            bound_usd_per_hour=min(best.solution.bound_usd_per_hour, best.usd_per_hour),
-            candidates=candidates,
-            message=_message(best, baseline),
-        ),
+        solver=solver,
         python_path=python_path,
         rejected=tuple(rejected),
         inputs=dict(inputs),
     )
-
-
-def _message(best: _Placed, baseline: _Placed | None) -> str:
-    """A warning where the single model rents for less."""
-    if baseline is not None and baseline.usd_per_hour < best.usd_per_hour - 1e-9:
-        return (
-            f"A SINGLE MODEL IS CHEAPER at this load: {baseline.cascade.name}, ${baseline.usd_per_hour:.3f} per hour."
-        )
-    return ""
 
 
 def _nodes(solution: Solution, router: RouterPlacement, prices: Prices) -> tuple[PlannedNodes, ...]:
@@ -301,12 +338,14 @@ def _usage_lines(placed: _Placed) -> tuple[CostLine, ...]:
 # --- Checking what came in --------------------------------------------------------------------------------------------
 
 
-def _check_names(pool: Pool, cascades: Sequence[Cascade]) -> None:
+def _check_names(pool: Pool, cascades: Sequence[Cascade], table: PredictionTable, workload: Workload) -> None:
+    """Members must be in the pool and the predictions; the reference need only have predictions."""
     if not cascades:
         raise InvalidInput(Problem("cascades", "at least one is needed"))
     for cascade in cascades:
         for member in cascade.members:
             pool.member(member)
+    table.columns([*dict.fromkeys(m for c in cascades for m in c.members), workload.reference])
 
 
 def _check_certificates(cascades: Sequence[Cascade], table: PredictionTable, workload: Workload) -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coe.cost.capacity import expected_batch, replica_throughput_per_s, service_s, tier_latency_s
+from coe.cost.capacity import expected_batch, fits, replica_throughput_per_s, service_s, tier_latency_s
 from coe.cost.model import usd_per_busy_s, usd_per_item, without_profile
 from coe.errors import InvalidInput, Problem
 from coe.types import Cascade, CascadeStats, Offer, Prices, Profile, Profiles, Workload
@@ -41,8 +41,8 @@ class Column:
 class PlacementProblem:
     """Everything a solver may know.
 
-    demand_per_s: member -> items per second.    quota: node type -> most nodes, None without limit (the router's nodes
-    are already taken off).    path: tiers whose latency bounds add up to the promise.
+    demand_per_s: member -> items per second.    quota: node type -> most nodes, None without limit (the router's node
+    is already taken off).    path: tiers whose latency bounds add up to the promise.
     """
 
     columns: tuple[Column, ...]
@@ -53,6 +53,7 @@ class PlacementProblem:
     latency_s: float
     min_replicas: int
     quota: Mapping[str, int | None]
+    router_node_type: str
     router_usd_per_hour: float
     batch_wait_s: float
 
@@ -61,9 +62,15 @@ class PlacementProblem:
         """Number of tiers."""
         return 1 + max(self.tier_of.values())
 
+    @property
+    def homeless(self) -> tuple[str, ...]:
+        """Members that fit on no offer: without a column nothing can run them."""
+        placeable = {c.member for c in self.columns}
+        return tuple(m for m in self.demand_per_s if m not in placeable)
+
     def most_replicas(self, column: Column) -> int:
         """More replicas than this in one column never help: they carry the member's whole demand, or fill the quota."""
-        enough = max(self.min_replicas, math.ceil(self.demand_per_s[column.member] / column.capacity_per_s - TOLERANCE))
+        enough = max(self.min_replicas, math.ceil(self.demand_per_s[column.member] / column.capacity_per_s))
         limit = self.quota[column.offer.node_type]
         if limit is None:
             return enough
@@ -86,8 +93,8 @@ def build_problem(
 ) -> PlacementProblem:
     """The problem of placing a cascade with the reach in `stats`.
 
-    Raises `InvalidInput` where a member has no profile on any offered accelerator. Columns whose latency alone breaks
-    the promise, or whose memory exceeds their share, stay out; a member may be left without any (see `explain`).
+    Raises `InvalidInput` where a member has no profile on any offered accelerator, or the router nowhere to run. Columns
+    whose memory exceeds their share stay out; a member may be left without any (see `explain`).
     """
     router = router_offer(prices, workload)
     tier_of = {m: t for t, tier in enumerate(cascade.tiers) for m in tier.members}
@@ -105,6 +112,7 @@ def build_problem(
         latency_s=workload.latency_s,
         min_replicas=workload.min_replicas,
         quota={o.node_type: _left(o, router) for o in prices.offers},
+        router_node_type=router.node_type,
         router_usd_per_hour=router.usd_per_hour,
         batch_wait_s=workload.batch_wait_s,
     )
@@ -113,7 +121,13 @@ def build_problem(
 def router_offer(prices: Prices, workload: Workload) -> Offer:
     """The offer whose node the router owns: the one the workload names, else the cheapest CPU-only one."""
     if workload.router_node_type is not None:
-        return prices.offer(workload.router_node_type)
+        named = prices.offer(workload.router_node_type)
+        if named.quota == 0:
+            remedy = "raise it, or name another with router_node_type in the workload"
+            raise InvalidInput(
+                Problem(f"prices: {named.node_type}", "the router needs a node, so a quota of at least 1", "0", remedy)
+            )
+        return named
     cpu_only = [o for o in prices.offers if o.accelerators_per_node == 0 and o.quota != 0]
     if not cpu_only:
         remedy = "add one, or name another with router_node_type in the workload"
@@ -138,7 +152,7 @@ def _columns(
         for member in tier.members:
             for offer in prices.offers:
                 profile = profiles.find(member, offer.accelerator)
-                if profile is None or offer.quota == 0:
+                if profile is None:
                     continue
                 for batch_size in (t.batch_size for t in profile.timings):
                     n = expected_batch(profile, demand[member], workload.batch_wait_s, batch_size, math.inf)
@@ -155,7 +169,7 @@ def _columns(
                             profile,
                         )
                         for share in SHARES
-                        if profile.memory_gib <= share * offer.device_memory_gib
+                        if fits(profile, offer, share)
                     ]
     return tuple(columns)
 

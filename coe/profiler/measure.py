@@ -26,6 +26,7 @@ from coe.types import BatchTiming
 
 LEAST_RUNS = 3
 ROUND_RUNS = 10
+CACHE_BYTES = 32 * 2**20
 SHORTEST_S = 1e-9
 """Stands for a time that the clock is too coarse to see."""
 
@@ -41,11 +42,13 @@ def measure(
     max_s: float = 2.0,
     tolerance: float = 0.05,
     warm_up_runs: int = 3,
+    between: Callable[[], object] | None = None,
 ) -> tuple[BatchTiming, ...]:
     """Timings of `predict` on batches of each size, in rising order. `clock` gives seconds; `max_s` is per size.
 
     The 99th percentile is the smallest observed time that at least 99% of the runs did not exceed: under 100 runs that
-    is the longest, which errs on the safe side.
+    is the longest, which errs on the safe side. `between` is called before every run, outside the time taken: what a
+    machine does between two batches (see `forget_caches`) is part of what a batch costs in service.
 
     Raises `InvalidInput` for batch sizes that are empty, repeated or below 1.
     """
@@ -58,7 +61,7 @@ def measure(
             predict(one.batch)
     goal = min(max_runs, min_runs)
     while True:
-        _run_until(goal, series, predict, clock, max_s)
+        _run_until(goal, series, predict, clock, max_s, between)
         settled = all(one.is_out_of_time(max_s) or stands_still(one.runs_s, tolerance) for one in series)
         if settled or goal >= max_runs:
             return tuple(one.timing() for one in series)
@@ -93,16 +96,33 @@ def _run_until(
     predict: Callable[[NDArray[Any]], object],
     clock: Callable[[], float],
     max_s: float,
+    between: Callable[[], object] | None,
 ) -> None:
     """Rounds of up to `ROUND_RUNS` runs per size, until each has `goal` runs or is out of time."""
     while unfinished := [one for one in series if len(one.runs_s) < goal and not one.is_out_of_time(max_s)]:
         for one in unfinished:
             for _ in range(min(ROUND_RUNS, goal - len(one.runs_s))):
+                if between is not None:
+                    between()
                 started = clock()
                 predict(one.batch)
                 one.add(clock() - started)
                 if one.is_out_of_time(max_s):
                     break
+
+
+def forget_caches() -> Callable[[], None]:
+    """A function that reads and writes more memory than a CPU caches, for `measure(between=...)`.
+
+    A model on a CPU that is asked now and then finds its weights, and the code that runs it, out of the caches, since
+    the machine did other things meanwhile. Timed in a tight loop, small models look several times faster than that.
+    """
+    memory = np.zeros(CACHE_BYTES // 8)
+
+    def forget() -> None:
+        np.add(memory, 1.0, out=memory)
+
+    return forget
 
 
 def stands_still(runs_s: Sequence[float], tolerance: float) -> bool:

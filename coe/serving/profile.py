@@ -24,7 +24,7 @@ import ray
 from numpy.typing import NDArray
 
 from coe.errors import CoeError, InvalidInput, Problem, Unavailable
-from coe.profiler.measure import measure
+from coe.profiler.measure import forget_caches, measure
 from coe.runners.base import Runner, make_runner
 from coe.runners.paced import Paced
 from coe.serving.labels import CPU_SHARE_ENV, NODE_TYPE_LABEL, replica_options, simulated_speed
@@ -55,6 +55,7 @@ def profile_members(
     address: str,
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
+    min_runs: int = 100,
     max_s: float = 1.0,
     today: str,
     sample: NDArray[Any] | None = None,
@@ -62,9 +63,9 @@ def profile_members(
 ) -> Profiles:
     """Time every member of the pool on every accelerator that the cluster at `address` and the price list both have.
 
-    `max_s` bounds the seconds per member, accelerator and batch size. Batches are drawn from `sample` (n, *input_shape)
-    where given, and are uniform in [0, 1) otherwise; replayed tables are asked for their first row. `today` dates the
-    profiles. `progress` gets (members measured, members times accelerators) from several threads, one at a time.
+    `max_s` bounds the seconds per member, accelerator and batch size; within it there are at least `min_runs` runs.
+    Batches are drawn from `sample` (n, *input_shape) where given, and are uniform in [0, 1) otherwise; replayed tables
+    are asked for their first row. `today` dates the profiles. `progress` gets (members measured, members times accelerators) from several threads, one at a time.
 
     Raises `Unavailable` where the cluster cannot be reached or a node type has no free device, and `InvalidInput` for a
     cluster without any node of the price list and for members that do not run.
@@ -76,7 +77,7 @@ def profile_members(
     with connected(address):
         offers = _offers_to_profile(prices)
         counter = _Counter(progress, len(offers) * len(pool.members))
-        work = _Work(pool, base_dir, tuple(batch_sizes), max_s, today, sample)
+        work = _Work(pool, base_dir, tuple(batch_sizes), min_runs, max_s, today, sample)
         with ThreadPoolExecutor(AT_ONCE) as threads:
             found = list(threads.map(lambda offer: _profiles_on(offer, work, counter), offers))
     return Profiles(profiles=tuple(profile for profiles in found for profile in profiles))
@@ -89,6 +90,7 @@ class _Work:
     pool: Pool
     base_dir: Path
     batch_sizes: tuple[int, ...]
+    min_runs: int
     max_s: float
     today: str
     sample: NDArray[Any] | None
@@ -152,7 +154,7 @@ def _profiles_on(offer: Offer, work: _Work, counter: _Counter) -> list[Profile]:
         hop_p99_s = _hop_p99_s(actor, offer, max(work.batch_sizes), work.pool)
         profiles = []
         for member in work.pool.members:
-            task = actor.measure.remote(member.name, work.batch_sizes, work.max_s, work.sample)
+            task = actor.measure.remote(member.name, work)
             measured = _answer_of(task, offer, None)
             profiles.append(_profile(member, offer, measured, hop_p99_s, device, work.today))
             counter.step()
@@ -218,7 +220,7 @@ class _Prober:
         """A reply as large as a member's."""
         return np.zeros((len(batch), len(self._pool.classes)), dtype=np.float32)
 
-    def measure(self, name: str, batch_sizes: tuple[int, ...], max_s: float, sample: NDArray[Any] | None) -> Measured:
+    def measure(self, name: str, work: _Work) -> Measured:
         """Load one member, time it on this device, and let it go."""
         member = self._pool.member(name)
         runner: Runner = make_runner(member, self._pool, self._base_dir)
@@ -229,8 +231,17 @@ class _Prober:
         runner.load()
         load_s = time.perf_counter() - started
         try:
-            make_batch = _batches(member, self._pool, sample)
-            timings = measure(runner.predict, make_batch, batch_sizes, clock=time.perf_counter, max_s=max_s)
+            make_batch = _batches(member, self._pool, work.sample)
+            between = None if speed is None else forget_caches()  # simulated nodes compute on a shared CPU
+            timings = measure(
+                runner.predict,
+                make_batch,
+                work.batch_sizes,
+                clock=time.perf_counter,
+                min_runs=work.min_runs,
+                max_s=work.max_s,
+                between=between,
+            )
             return Measured(timings, runner.memory_gib(), load_s)
         finally:
             runner.close()

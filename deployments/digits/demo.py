@@ -75,7 +75,7 @@ class Demo:
         self.step(
             "time every member on every node type",
             *("coe", "profile", WORK / "pool.yaml", "--prices", FLEET, "--data", WORK / "data.npz"),
-            *("--max-seconds", "0.3", "-o", WORK / "profiles.yaml"),
+            *("--min-runs", "40", "--max-seconds", "0.3", "-o", WORK / "profiles.yaml"),
             cluster=True,
         )
         self.step(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from coe.errors import InvalidInput
-from coe.profiler.measure import LEAST_RUNS, measure, stands_still
+from coe.profiler.measure import CACHE_BYTES, LEAST_RUNS, forget_caches, measure, stands_still
 
 
 class Model:
@@ -137,3 +137,28 @@ def test_stands_still_compares_halves() -> None:
     assert not stands_still([1.0] * 10 + [1.06] * 10, tolerance=0.05)
     assert not stands_still([1.0] * 10 + [0.90] * 10, tolerance=0.05)
     assert not stands_still([1.0], tolerance=0.05)
+
+
+def test_what_happens_between_runs_is_not_timed() -> None:
+    now = [0.0]
+    calls: list[str] = []
+
+    def between() -> None:
+        calls.append("between")
+        now[0] += 100.0
+
+    def predict(_batch: object) -> None:
+        calls.append("run")
+        now[0] += 0.5
+
+    (timing,) = measure(
+        predict, np.zeros, [1], clock=lambda: now[0], min_runs=4, max_runs=4, warm_up_runs=0, between=between
+    )
+    assert timing.latency_p50_s == timing.latency_p99_s == 0.5
+    assert calls == ["between", "run"] * 4
+
+
+def test_forgetting_touches_more_than_a_cache_holds() -> None:
+    forget = forget_caches()
+    forget()
+    assert CACHE_BYTES >= 32 * 2**20
