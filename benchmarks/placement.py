@@ -1,6 +1,6 @@
 """How long the placement MILP takes, and what it saves against simpler ways of placing the same cascade.
 
-    python -m benchmarks.placement [--problems 40] [--json OUT]
+    python -m benchmarks.placement [--problems 15] [--json OUT]
 
 Random problems over up to ten offers. Opponents see the same columns: "one big GPU" puts every member on the fastest
 accelerator alone, "greedy" gives every member, one after the other, the column that is cheapest by itself. Ratios are dollars
@@ -93,7 +93,7 @@ def on_the_fastest(problem: PlacementProblem) -> Solution | None:
 def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--problems", type=int, default=40)
+    parser.add_argument("--problems", type=int, default=15)
     parser.add_argument("--json", metavar="OUT")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
