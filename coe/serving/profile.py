@@ -64,8 +64,9 @@ def profile_members(
     """Time every member of the pool on every accelerator that the cluster at `address` and the price list both have.
 
     `max_s` bounds the seconds per member, accelerator and batch size; within it there are at least `min_runs` runs.
-    Batches are drawn from `sample` (n, *input_shape) where given, and are uniform in [0, 1) otherwise; replayed tables
-    are asked for their first row. `today` dates the profiles. `progress` gets (members measured, members times accelerators) from several threads, one at a time.
+    Batches are drawn from `sample` (n, *input_shape) where given, and are uniform in [0, 1) otherwise; replayed
+    tables are asked for their first row. `today` dates the profiles. `progress` gets (members measured, members
+    times accelerators) from several threads, one at a time.
 
     Raises `Unavailable` where the cluster cannot be reached or a node type has no free device, and `InvalidInput` for a
     cluster without any node of the price list and for members that do not run.
