@@ -74,7 +74,7 @@ def search(
         points=_pareto([*singles, *(point(c) for c in _candidates(sweeps))]),
         singles=singles,
         chosen=chosen,
-        verdict=_verdict(cascade, singles, reference, epsilon, delta),
+        verdict=f"{_verdict(cascade, singles, reference, epsilon, delta)} Prices: {cost_source}.",
     )
 
 

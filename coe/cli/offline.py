@@ -180,7 +180,8 @@ def plan(
         )
     comment = f"Found by coe plan on {today()}. Prices: {provenance(found.offers)}"
     files.write(out, found, comment)
-    wrote(out, f"${found.cost.usd_per_hour_allocation:.3f} per hour, {sum(n.count for n in found.nodes)} nodes")
+    nodes = sum(n.count for n in found.nodes)
+    wrote(out, f"${found.cost.usd_per_hour_allocation:.3f} per hour, {nodes} nodes; prices: {provenance(found.offers)}")
 
 
 def explain(

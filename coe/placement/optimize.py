@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,7 +44,7 @@ from coe.types import (
 )
 
 SPLIT = "certification"
-_CENT = 1e-6
+_SAME_USD = 1e-6
 """Dollars per hour below which two plans cost the same."""
 
 
@@ -142,7 +141,7 @@ def _place(candidate: _Candidate, incumbent_usd_per_hour: float | None) -> _Plac
     bound = lower_bound_usd_per_hour(problem)
     if bound is None:
         return "no placement keeps the promises"
-    if incumbent_usd_per_hour is not None and bound > incumbent_usd_per_hour + _CENT:
+    if incumbent_usd_per_hour is not None and bound > incumbent_usd_per_hour + _SAME_USD:
         return f"costs at least ${bound:.3f} per hour"
     solution = solve(problem)
     if solution is None:
@@ -154,7 +153,7 @@ def _place(candidate: _Candidate, incumbent_usd_per_hour: float | None) -> _Plac
 
 def _rank(placed: _Placed) -> tuple[float, float]:
     """Less is better: dollars rented, and among equals dollars used."""
-    return round(placed.usd_per_hour / _CENT) * _CENT, placed.cost.usd_per_hour_usage
+    return round(placed.usd_per_hour / _SAME_USD) * _SAME_USD, placed.cost.usd_per_hour_usage
 
 
 def _in_dollars(placed: _Placed) -> str:
@@ -174,9 +173,10 @@ def _infeasible(candidates: Sequence[_Candidate]) -> Infeasible:
 
 def _solver_report(best: _Placed, placed: Sequence[_Placed], baseline: _Placed | None, candidates: int) -> SolverReport:
     """Proved where no candidate could still turn out cheaper; those not placed were shown to be dearer or impossible."""
-    bound = min(best.usd_per_hour, *(p.solution.bound_usd_per_hour for p in placed if not p.solution.proved), math.inf)
+    open_bounds = [p.solution.bound_usd_per_hour for p in placed if not p.solution.proved]
+    bound = min([best.usd_per_hour, *open_bounds])
     return SolverReport(
-        status="proved" if bound > best.usd_per_hour - _CENT else "gap",
+        status="proved" if bound > best.usd_per_hour - _SAME_USD else "gap",
         usd_per_hour=best.usd_per_hour,
         bound_usd_per_hour=bound,
         candidates=candidates,

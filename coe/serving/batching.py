@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -40,6 +41,7 @@ IN_FLIGHT_PER_REPLICA = 2
 CLOSING_GRACE_S = 0.2
 
 Batch = np.ndarray
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class TierQueue:
 
     async def _ask_members(self, items: Batch) -> Outputs:
         """Outputs of all members that answered well and in time."""
-        calls = [asyncio.ensure_future(self._ask(member, items)) for member in self.tier.members]
+        calls = [self._core.start(self._ask(member, items)) for member in self.tier.members]
         await asyncio.wait(calls, timeout=self._core.late_after_s)
         answers = np.full((len(items), len(calls)), MISSING_VOTE, dtype=np.int64)
         probs = np.zeros((len(items), len(calls), self._core.classes), dtype=np.float32)
@@ -213,7 +215,7 @@ class RouterCore:
         for placement in placements:
             by_member.setdefault(placement.member, []).append(placement)
         self.tiers = [TierQueue(i, tier, by_member, self) for i, tier in enumerate(cascade.tiers)]
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def ask(self, queries: Mapping[str, Batch]) -> list[Answer | Unanswered]:
         """The answer to every item (id -> array), in order; `Unanswered` stands for one that nobody answered."""
@@ -231,14 +233,15 @@ class RouterCore:
         """Keep every tier's queue moving until cancelled."""
         await asyncio.gather(*(tier.run() for tier in self.tiers))
 
-    def start(self, work: Awaitable[None]) -> None:
-        """Run a batch beside everything else."""
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a batch or a member call beside everything else, and know of it when closing."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
-        """Give batches under way a moment to end, then cancel them (their calls are recorded as cancelled)."""
+        """Give batches and calls under way a moment to end, then cancel them; such calls are recorded as cancelled."""
         if self._tasks:
             _, pending = await asyncio.wait(self._tasks, timeout=CLOSING_GRACE_S)
             for task in pending:
