@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from coe.cost.model import total_usd
@@ -18,16 +18,17 @@ PROMISES = ("latency", "quota", "replicas", "rate")
 
 
 def conflicts(problem: PlacementProblem) -> Infeasible:
-    """Why `problem` has no solution: the smallest set of promises that conflict, and single changes that would help.
+    """Why `problem` has no solution: the smallest set of promises that conflict, and the nearest changes that would help.
 
-    Smallest by number: no smaller set of promises conflicts by itself.
+    Smallest by number: no smaller set of promises conflicts by itself. Where several sets conflict, no single change helps,
+    and the changes are given in groups of as few as possible.
     """
     for size in range(len(PROMISES) + 1):
         for kept in itertools.combinations(PROMISES, size):
             if not feasible(_without(problem, [p for p in PROMISES if p not in kept])):
                 if not kept:
                     return Infeasible(_no_hardware(problem))
-                return Infeasible([_promise(problem, p) for p in kept], _relaxations(problem, kept))
+                return Infeasible([_promise(problem, p) for p in kept], _relaxations(problem))
     raise AssertionError("conflicts() was called for a problem that has a solution")
 
 
@@ -63,27 +64,81 @@ def _promise(problem: PlacementProblem, promise: str) -> str:
     return f"the rate that members must carry within the target utilisation: {demand}"
 
 
-def _relaxations(problem: PlacementProblem, kept: Sequence[str]) -> list[str]:
-    """For every promise in the conflict, how far it alone would have to give way; those that alone do not help are left out."""
-    found = []
-    if "latency" in kept and (least := least_latency_s(problem)) is not None:
-        found.append(f"a latency promise of {_rounded_up(least)} s instead of {problem.latency_s:g} s")
-    if "quota" in kept and (plan := solve(_without(problem, ["quota"]))) is not None:
-        needs = ", ".join(
-            f"{count + _router_nodes(problem, t)} {t} instead of {_quota(problem, t)}"
-            for t, count in plan.nodes.items()
-            if (quota := problem.quota[t]) is not None and count > quota
-        )
-        found.append(f"a quota of {needs}, at ${price(problem, plan):.2f} per hour in all")
-    if "replicas" in kept:
-        fewer = next(
-            (n for n in range(problem.min_replicas - 1, 0, -1) if feasible(replace(problem, min_replicas=n))), None
-        )
-        if fewer is not None:
-            found.append(f"at least {fewer} replicas instead of {problem.min_replicas}")
-    if "rate" in kept and (per_cent := math.floor(100 * most_of_the_rate(problem) - 1e-6)) > 0:
-        found.append(f"{per_cent}% of the rate")
-    return found
+def _relaxations(problem: PlacementProblem) -> list[str]:
+    """Changes, each of which makes a plan possible: of one promise where that is enough, else of as few as possible."""
+    for size in range(1, len(PROMISES) + 1):
+        found = [
+            words
+            for promises in itertools.combinations(PROMISES, size)
+            if (words := _give_way(problem, promises)) is not None
+        ]
+        if found:
+            return found
+    return []
+
+
+def _give_way(problem: PlacementProblem, promises: Sequence[str]) -> str | None:
+    """How far these promises have to give way together, one after the other; None where they do not help."""
+    if not feasible(_without(problem, promises)):
+        return None
+    changes = []
+    for number, promise in enumerate(promises):
+        step = _STEPS[promise](problem, _without(problem, promises[number + 1 :]))
+        if step is None:
+            return None
+        words, problem = step
+        changes.append(words)
+    return ", together with ".join(changes)
+
+
+_Step = tuple[str, PlacementProblem]
+"""A change in words, and the problem after it."""
+
+
+def _more_time(problem: PlacementProblem, rest: PlacementProblem) -> _Step | None:
+    """The least latency promise that can be kept; `rest` is the problem without the promises still to give way."""
+    least = least_latency_s(rest)
+    if least is None:
+        return None
+    enough = _rounded_up(least)
+    words = f"a latency promise of {enough} s instead of {problem.latency_s:g} s"
+    return words, replace(problem, latency_s=float(enough))
+
+
+def _more_nodes(problem: PlacementProblem, rest: PlacementProblem) -> _Step | None:
+    """The quotas of the cheapest plan that has no quotas."""
+    plan = solve(_without(rest, ["quota"]))
+    if plan is None:
+        return None
+    raised = {t: n for t, n in plan.nodes.items() if (quota := problem.quota[t]) is not None and n > quota}
+    needs = ", ".join(f"{n + _router_nodes(problem, t)} {t} instead of {_quota(problem, t)}" for t, n in raised.items())
+    words = f"a quota of {needs}, at ${price(problem, plan):.2f} per hour in all"
+    return words, replace(problem, quota={**problem.quota, **raised})
+
+
+def _fewer_replicas(problem: PlacementProblem, rest: PlacementProblem) -> _Step | None:
+    """As many replicas as can be had."""
+    for fewer in range(problem.min_replicas - 1, 0, -1):
+        if feasible(replace(rest, min_replicas=fewer)):
+            return f"at least {fewer} replicas instead of {problem.min_replicas}", replace(problem, min_replicas=fewer)
+    return None
+
+
+def _less_load(problem: PlacementProblem, rest: PlacementProblem) -> _Step | None:
+    """As many whole per cents of the rate as can be carried."""
+    per_cent = math.floor(100 * most_of_the_rate(rest) - 1e-6)
+    if per_cent < 1:
+        return None
+    less = {m: d * per_cent / 100 for m, d in problem.demand_per_s.items()}
+    return f"{per_cent}% of the rate", replace(problem, demand_per_s=less)
+
+
+_STEPS: dict[str, Callable[[PlacementProblem, PlacementProblem], _Step | None]] = {
+    "latency": _more_time,
+    "quota": _more_nodes,
+    "replicas": _fewer_replicas,
+    "rate": _less_load,
+}
 
 
 def _router_nodes(problem: PlacementProblem, node_type: str) -> int:

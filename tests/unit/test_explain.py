@@ -40,6 +40,9 @@ def named(found: Infeasible) -> list[str]:
 
 def loosened(problem: PlacementProblem, change: str) -> PlacementProblem:
     """The problem after the change that a relaxation proposes, read from its words alone."""
+    if ", together with " in change:
+        first, _, others = change.partition(", together with ")
+        return loosened(loosened(problem, first), others)
     if found := re.match(r"a latency promise of (\S+) s", change):
         return replace(problem, latency_s=float(found[1]))
     if found := re.match(r"at least (\d+) replicas", change):
@@ -105,6 +108,17 @@ def test_members_that_fit_nowhere_are_named() -> None:
     assert "more memory than any offered accelerator" in found.conflict[0]
 
 
+def test_two_conflicts_at_once_give_way_together() -> None:
+    problem = problem_of({"cpu-node": 1, "t4-node": 1, "a100-node": 0}, rate_per_s=900.0, latency_s=0.01)
+    found = conflicts(problem)
+    assert named(found) == ["latency"]
+    assert not milp.feasible(replace(problem, latency_s=100.0))
+    assert found.nearest
+    for change in found.nearest:
+        assert change.count(", together with ") == 1
+        assert milp.feasible(loosened(problem, change)), change
+
+
 def test_a_problem_with_a_solution_has_no_conflict() -> None:
     with pytest.raises(AssertionError):
         conflicts(problem_of())
@@ -124,6 +138,7 @@ def test_of_random_conflicts_every_relaxation_helps_and_none_is_superfluous(seed
         return
     found = conflicts(problem)
     promises = named(found)
+    assert found.nearest
     for change in found.nearest:
         assert milp.feasible(loosened(problem, change)), change
     for given_up in promises:  # without any one of them, the rest of the conflict can be kept
