@@ -17,7 +17,7 @@ from benchmarks.figures import publish
 from coe.cascade.calibrate import path
 from coe.cascade.certify import p_value
 from coe.cascade.evaluate import accuracy_interval, losses, route
-from coe.types import PredictionTable
+from coe.table import PredictionTable
 from tests import factories
 
 EPSILON, DELTA = 0.03, 0.05

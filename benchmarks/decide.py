@@ -17,7 +17,8 @@ import numpy as np
 
 from benchmarks.figures import publish
 from coe.cascade.decide import decide
-from coe.types import Outputs, Tier
+from coe.table import Outputs
+from coe.types import Tier
 
 ROUNDS = 7
 

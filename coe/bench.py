@@ -16,7 +16,8 @@ import numpy as np
 
 from coe.errors import Unavailable
 from coe.profiler.predict import DataSet
-from coe.types import MISSING_VOTE, Bench, BenchAnswer
+from coe.records import Bench, BenchAnswer
+from coe.types import MISSING_VOTE
 
 TIMEOUT_S = 30.0
 CONNECTIONS = 256

@@ -24,19 +24,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from coe.errors import InvalidInput, Problem, WrongKind
-from coe.types import (
-    Bench,
-    Cascade,
-    Fleet,
-    Front,
-    Noun,
-    Plan,
-    Pool,
-    PredictionTable,
-    Prices,
-    Profiles,
-    Workload,
-)
+from coe.records import Bench
+from coe.table import PredictionTable
+from coe.types import Cascade, Fleet, Front, Noun, Plan, Pool, Prices, Profiles, Workload
 
 N = TypeVar("N", bound=Noun)
 

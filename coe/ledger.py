@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from coe.errors import InvalidInput, Problem, WrongKind
-from coe.types import Answer, BatchRun, NodeSpan, Record
+from coe.records import Answer, BatchRun, NodeSpan, Record
 
 VERSION = 1
 _LETTERS: dict[str, type[Record]] = {"N": NodeSpan, "B": BatchRun, "A": Answer}

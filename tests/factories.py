@@ -7,19 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from coe.types import (
-    BatchTiming,
-    Cascade,
-    Member,
-    Offer,
-    Pool,
-    PredictionTable,
-    Prices,
-    Profile,
-    Profiles,
-    Tier,
-    Workload,
-)
+from coe.table import PredictionTable
+from coe.types import BatchTiming, Cascade, Member, Offer, Pool, Prices, Profile, Profiles, Tier, Workload
 
 DAY = "2026-11-01"
 ACCURACY: Mapping[str, float] = {"small": 0.85, "middle": 0.88, "other": 0.86, "large": 0.96}

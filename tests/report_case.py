@@ -15,23 +15,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from coe.records import Answer, BatchRun, Bench, BenchAnswer, NodeSpan, Record
+from coe.table import PredictionTable
 from coe.types import (
-    Answer,
     Baseline,
-    BatchRun,
-    Bench,
-    BenchAnswer,
     Cascade,
     CascadeStats,
     Certificate,
     CostLine,
-    NodeSpan,
     Placement,
     Plan,
     PlannedNodes,
     PredictedCost,
-    PredictionTable,
-    Record,
     RouterPlacement,
     SolverReport,
     Tier,

@@ -11,7 +11,8 @@ from coe.cascade.certify import certify_path
 from coe.cascade.evaluate import always_accepts, check_against
 from coe.cascade.rules import rule
 from coe.errors import InvalidInput, Problem
-from coe.types import Cascade, PredictionTable, Tier
+from coe.table import PredictionTable
+from coe.types import Cascade, Tier
 
 LONGEST_PATH = 400
 """More thresholds than this are thinned to evenly spaced quantiles."""

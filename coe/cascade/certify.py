@@ -16,7 +16,8 @@ from scipy.stats import beta, binom
 
 from coe.cascade.evaluate import losses, route
 from coe.errors import CannotCertify, InvalidInput, Problem, Stale
-from coe.types import Cascade, Certificate, IntArray, PredictionTable
+from coe.table import PredictionTable
+from coe.types import Cascade, Certificate, IntArray
 
 METHOD = "fixed-sequence Learn-then-Test, exact binomial"
 _MOST_LABELS = 1_000_000

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from coe.cascade.rules import Rule, Scored
-from coe.types import MISSING_VOTE, Outputs
+from coe.table import Outputs
+from coe.types import MISSING_VOTE
 
 ROUNDS = 60
 _COMPLETIONS = 12

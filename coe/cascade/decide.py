@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from coe.cascade.rules import rule
-from coe.types import MISSING_VOTE, Decision, Outputs, Tier
+from coe.table import Decision, Outputs
+from coe.types import MISSING_VOTE, Tier
 
 
 def decide(tier: Tier, outputs: Outputs) -> Decision:

@@ -12,7 +12,8 @@ from scipy.stats import beta
 
 from coe.cascade.decide import decide
 from coe.errors import InvalidInput, Problem
-from coe.types import MISSING_VOTE, BoolArray, Cascade, CascadeStats, IntArray, PredictionTable, Tier
+from coe.table import PredictionTable
+from coe.types import MISSING_VOTE, BoolArray, Cascade, CascadeStats, IntArray, Tier
 
 CONFIDENCE = 0.95
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from coe.errors import InvalidInput, Problem
 from coe.plugins import resolve
-from coe.types import MISSING_VOTE, BoolArray, FloatArray, IntArray, Outputs
+from coe.table import Outputs
+from coe.types import MISSING_VOTE, BoolArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True)

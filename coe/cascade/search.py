@@ -19,7 +19,8 @@ from coe.cascade.certify import loss_upper_bound, reference_answers
 from coe.cascade.evaluate import always_accepts, evaluate, losses, route
 from coe.cascade.rules import rule
 from coe.errors import InvalidInput, Problem
-from coe.types import BoolArray, Cascade, FloatArray, Front, FrontPoint, IntArray, PredictionTable, Tier
+from coe.table import PredictionTable
+from coe.types import BoolArray, Cascade, FloatArray, Front, FrontPoint, IntArray, Tier
 
 SPLIT = "calibration"
 

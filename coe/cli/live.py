@@ -13,7 +13,8 @@ from coe import files
 from coe.cli.console import Out, progress, say, today, wrote
 from coe.cli.offline import PricesFile, check_sources
 from coe.errors import GateExceeded, InvalidInput, Problem
-from coe.types import Bench, Plan, Pool, Workload
+from coe.records import Bench
+from coe.types import Plan, Pool, Workload
 
 if TYPE_CHECKING:
     from coe.report.summarise import Report

@@ -11,7 +11,8 @@ import typer
 from coe import files
 from coe.cli.console import Out, progress, today, wrote
 from coe.errors import InvalidInput, Problem
-from coe.types import Cascade, Plan, Pool, PredictionTable, Profiles, Workload
+from coe.table import PredictionTable
+from coe.types import Cascade, Plan, Pool, Profiles, Workload
 
 PoolFile = Annotated[Path, typer.Option("--pool", help="pool.yaml")]
 Predictions = Annotated[Path, typer.Option("--predictions", help="predictions.npz from `coe predict`")]

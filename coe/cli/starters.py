@@ -11,7 +11,8 @@ import typer
 from coe import files
 from coe.cli.console import say
 from coe.errors import InvalidInput, Problem
-from coe.types import Cascade, Fleet, Noun, Plan, Pool, PredictionTable, Prices, Profiles, Workload
+from coe.table import PredictionTable
+from coe.types import Cascade, Fleet, Noun, Plan, Pool, Prices, Profiles, Workload
 
 STARTER = ("README.md", "pool.yaml", "cascade.yaml", "workload.yaml", "fleet.yaml", "models.py", "make_data.py")
 

@@ -24,6 +24,7 @@ from coe.placement.problem import (
     tier_latencies_s,
     usage_usd_per_hour,
 )
+from coe.table import PredictionTable
 from coe.types import (
     Baseline,
     Cascade,
@@ -34,7 +35,6 @@ from coe.types import (
     PlannedNodes,
     Pool,
     PredictedCost,
-    PredictionTable,
     Prices,
     Profiles,
     RouterPlacement,

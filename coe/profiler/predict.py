@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from coe.errors import CoeError, InvalidInput, Problem
 from coe.files import read_npz
 from coe.runners.base import Runner, fingerprint, make_runner
-from coe.types import SPLITS, IntArray, Member, Pool, PredictionTable, Probabilities
+from coe.table import SPLITS, PredictionTable
+from coe.types import IntArray, Member, Pool, Probabilities
 
 BATCH_SIZE = 64
 

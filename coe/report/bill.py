@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from coe.cost.model import SECONDS_PER_HOUR, usd_per_busy_s
 from coe.prices.catalog import age_days
+from coe.records import NodeSpan
 from coe.report import words
 from coe.report.nouns import (
     Basis,
@@ -22,13 +23,7 @@ from coe.report.nouns import (
     Window,
 )
 from coe.report.window import Clipped, PartOfRun, uncovered_s
-from coe.types import (
-    CostLine,
-    NodeSpan,
-    Offer,
-    Placement,
-    Plan,
-)
+from coe.types import CostLine, Offer, Placement, Plan
 
 Key = tuple[int, str, str]
 """(tier, member, node type)"""

@@ -15,11 +15,8 @@ from coe.report.nouns import (
     Role,
 )
 from coe.report.queries import Asked
-from coe.types import (
-    IntArray,
-    Plan,
-    PredictionTable,
-)
+from coe.table import PredictionTable
+from coe.types import IntArray, Plan
 
 EXAMPLES = 5
 

@@ -12,21 +12,15 @@ from typing import Literal
 import numpy as np
 
 from coe.errors import InvalidInput, Problem
+from coe.records import Bench
 from coe.report.nouns import (
     Latency,
     Served,
     Window,
 )
 from coe.report.window import Clipped
-from coe.types import (
-    MISSING_VOTE,
-    Bench,
-    BoolArray,
-    FloatArray,
-    IntArray,
-    Plan,
-    PredictionTable,
-)
+from coe.table import PredictionTable
+from coe.types import MISSING_VOTE, BoolArray, FloatArray, IntArray, Plan
 
 CURVE_POINTS = 160
 """Points of the latency curve; enough for a plot, little enough for a file."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from coe.cost.model import total_usd
 from coe.errors import InvalidInput, Problem
+from coe.records import Bench, Record
 from coe.report import words
 from coe.report.bill import cost_of, nodes_and_calls, other_lines, per_1k, usage_line
 from coe.report.nouns import (
@@ -34,14 +35,8 @@ from coe.report.nouns import (
 from coe.report.quality import accuracy_rows, claim_in_words, loss_of, mismatch_of, row_of
 from coe.report.queries import Asked, asked_of, latency_of, served_of
 from coe.report.window import Clipped, clip, window_of
-from coe.types import (
-    MISSING_VOTE,
-    Bench,
-    Plan,
-    PredictionTable,
-    Record,
-    Tier,
-)
+from coe.table import PredictionTable
+from coe.types import MISSING_VOTE, Plan, Tier
 
 __all__ = ["Report", "summarise"]
 

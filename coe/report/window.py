@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from coe.errors import InvalidInput, Problem
+from coe.records import Answer, BatchRun, Bench, NodeSpan, Record
 from coe.report.nouns import Window
-from coe.types import Answer, BatchRun, Bench, NodeSpan, Record
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import numpy as np
 from coe.errors import InvalidInput, Problem
 from coe.files import read_predictions
 from coe.runners.base import Batch, resolved
-from coe.types import MISSING_VOTE, IntArray, Member, Pool, PredictionTable, Probabilities
+from coe.table import PredictionTable
+from coe.types import MISSING_VOTE, IntArray, Member, Pool, Probabilities
 
 GIB = 2**30
 

@@ -21,18 +21,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from coe.cascade.decide import decide
-from coe.types import (
-    MISSING_VOTE,
-    Answer,
-    BatchRun,
-    Cascade,
-    Decision,
-    Outputs,
-    Placement,
-    Probabilities,
-    Record,
-    Tier,
-)
+from coe.records import Answer, BatchRun, Record
+from coe.table import Decision, Outputs
+from coe.types import MISSING_VOTE, Cascade, Placement, Probabilities, Tier
 
 LATE_FACTOR = 2.0
 """A member is late after this many times the latency promise."""

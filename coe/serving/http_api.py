@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from coe.errors import InvalidInput, Problem
+from coe.records import Answer
 from coe.serving.batching import Unanswered
-from coe.types import Answer
 
 MAX_ITEMS = 1000
 MAX_BODY_BYTES = 64 * 2**20

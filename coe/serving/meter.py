@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from coe.ledger import Ledger
-from coe.types import NodeSpan, Plan, Record
+from coe.records import NodeSpan, Record
+from coe.types import Plan
 
 SPAN_S = 10.0
 """Without traffic a span of node time is written this often; with traffic, at every flush."""

@@ -24,12 +24,14 @@ from coe.files import to_yaml, write_predictions
 from coe.ledger import read_ledger
 from coe.placement.optimize import plan
 from coe.profiler.predict import DataSet
+from coe.records import Answer, BatchRun, Bench, NodeSpan
 from coe.report.summarise import summarise
 from coe.serving.build import serve_config
 from coe.serving.cluster import ClusterState, free_port
 from coe.serving.labels import NODE_TYPE_LABEL
 from coe.serving.ready import wait_until_running
-from coe.types import Answer, BatchRun, Bench, Fleet, Member, NodeSpan, Plan, Pool, PredictionTable
+from coe.table import PredictionTable
+from coe.types import Fleet, Member, Plan, Pool
 from tests import factories
 
 pytestmark = pytest.mark.serving

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from coe.cascade.evaluate import route
+from coe.records import Answer, BatchRun, Record
 from coe.serving.batching import Reply, RouterCore, Turns, Unanswered
-from coe.types import Answer, BatchRun, Cascade, Placement, PredictionTable, Record, Tier
+from coe.table import PredictionTable
+from coe.types import Cascade, Placement, Tier
 from tests import factories
 
 Member = Callable[[Placement, np.ndarray], Awaitable[Reply]]

@@ -18,7 +18,8 @@ from coe.cascade.certify import (
 )
 from coe.cascade.evaluate import losses, route
 from coe.errors import CannotCertify, InvalidInput, Stale
-from coe.types import Cascade, PredictionTable, Tier
+from coe.table import PredictionTable
+from coe.types import Cascade, Tier
 from tests import factories
 
 EPSILON, DELTA = 0.03, 0.05

@@ -13,7 +13,8 @@ from coe import files
 from coe.cli.main import app, run
 from coe.errors import GateExceeded
 from coe.ledger import write_ledger
-from coe.types import Answer, BatchRun, Cascade, Front, NodeSpan, Plan, Pool, Profiles
+from coe.records import Answer, BatchRun, NodeSpan
+from coe.types import Cascade, Front, Plan, Pool, Profiles
 from tests import factories
 
 VERBS = sorted(c.callback.__name__ for c in app.registered_commands if c.callback is not None)

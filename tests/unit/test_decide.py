@@ -15,7 +15,8 @@ from coe.cascade.contract import check_rule
 from coe.cascade.decide import decide
 from coe.cascade.rules import RULES, score, vote
 from coe.errors import InvalidInput
-from coe.types import Decision, Outputs, Tier
+from coe.table import Decision, Outputs
+from coe.types import Tier
 
 NAMES = "abcdef"
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from coe.files import read
-from coe.types import SPLITS, Pool, Workload
+from coe.table import SPLITS
+from coe.types import Pool, Workload
 from deployments.digits import data, members, train
 
 FOLDER = Path(data.__file__).parent

@@ -9,7 +9,8 @@ from scipy.stats import binomtest
 from coe.cascade.decide import decide
 from coe.cascade.evaluate import accuracy_interval, always_accepts, evaluate, losses, route
 from coe.errors import InvalidInput
-from coe.types import MISSING_VOTE, Cascade, Outputs, PredictionTable, Tier
+from coe.table import Outputs, PredictionTable
+from coe.types import MISSING_VOTE, Cascade, Tier
 from tests import factories
 
 

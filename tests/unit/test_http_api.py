@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from coe.errors import InvalidInput
+from coe.records import Answer
 from coe.serving.batching import Unanswered
 from coe.serving.http_api import MAX_ITEMS, answer_body, error_body, parsed_items
-from coe.types import Answer
 
 SHAPE = (2, 2)
 GOOD = [[1, 2], [3, 4]]

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "coe"
 
-DATA = {"coe", "coe.types", "coe.errors", "coe.files", "coe.plugins"}
+DATA = {"coe", "coe.types", "coe.table", "coe.records", "coe.errors", "coe.files", "coe.plugins"}
 PURE = {"coe.cascade", "coe.cost", "coe.prices", "coe.placement", "coe.report"}
 HEAVY = {
     "ray": ("coe/serving/", "deployments/"),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from coe.errors import InvalidInput, WrongKind
 from coe.ledger import Ledger, read_ledger, write_ledger
-from coe.types import Answer, BatchRun, NodeSpan, Record
+from coe.records import Answer, BatchRun, NodeSpan, Record
 
 SPAN = NodeSpan("t4-node", 2, 0.5, 0.0, 10.0)
 RUN = BatchRun(0, "small", "t4-node", 0.5, 8, 1.0, 0.02, "ok")
@@ -102,7 +102,7 @@ def test_nothing_is_written_before_the_flush(tmp_path: Path) -> None:
 def test_a_killed_writer_loses_only_what_it_had_not_flushed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom coe.ledger import Ledger\nfrom coe.types import Answer\n"
+        "import sys, time\nfrom pathlib import Path\nfrom coe.ledger import Ledger\nfrom coe.records import Answer\n"
         "ledger = Ledger(Path(sys.argv[1]), 'plan-1', 0.0)\n"
         "for i in range(10**6):\n"
         "    ledger.append(Answer(f'q{i}', 0.0, 1.0, 0, 1, 1.0, False))\n"

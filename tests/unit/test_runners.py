@@ -16,7 +16,8 @@ from coe.files import write_predictions
 from coe.runners.base import RUNNERS, Checked, Runner, fingerprint, make_runner
 from coe.runners.paced import Paced
 from coe.serving.labels import label_value, node_labels, replica_options, simulated_speed
-from coe.types import Member, Offer, Pool, PredictionTable
+from coe.table import PredictionTable
+from coe.types import Member, Offer, Pool
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,8 @@ from coe.cascade.certify import loss_upper_bound
 from coe.cascade.evaluate import evaluate, losses, route
 from coe.cascade.search import search
 from coe.errors import InvalidInput
-from coe.types import Cascade, PredictionTable, Tier
+from coe.table import PredictionTable
+from coe.types import Cascade, Tier
 from tests import factories
 
 COST = {"small": 0.1, "middle": 0.16, "other": 0.12, "large": 2.0}

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from coe.cascade.evaluate import accuracy_interval
 from coe.errors import InvalidInput
+from coe.records import Answer, BatchRun, Bench, NodeSpan, Record
 from coe.report.nouns import Report, Window
 from coe.report.summarise import summarise
 from coe.report.window import clip, uncovered_s, window_of
-from coe.types import Answer, BatchRun, Bench, NodeSpan, Record
 from tests import report_case as case
 
 
