@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from scipy.stats import beta, binom
 
 from coe.cascade.evaluate import losses, route
 from coe.errors import CannotCertify, InvalidInput, Problem, Stale
 from coe.table import PredictionTable
-from coe.types import Cascade, Certificate, IntArray
+from coe.types import MISSING_VOTE, Cascade, Certificate, IntArray
 
 METHOD = "fixed-sequence Learn-then-Test, exact binomial"
 _MOST_LABELS = 1_000_000
@@ -57,11 +58,19 @@ def certify_path(
 
 
 def reference_answers(table: PredictionTable, reference: str) -> IntArray:
-    """Answers of the reference member, shape (items,)."""
+    """Answers of the reference member, shape (items,).
+
+    Raises `InvalidInput` where it is unknown or lacks answers: an item it did not answer would never count as a loss.
+    """
     if reference not in table.members:
         known = ", ".join(table.members)
         raise InvalidInput(Problem("reference", f"'{reference}' is not in the predictions", remedy=f"known: {known}"))
     column: IntArray = table.answers[:, table.members.index(reference)]
+    silent = np.flatnonzero(column == MISSING_VOTE)
+    if len(silent):
+        found = f"none for {len(silent)} of {len(table)}, the first is item '{table.items[silent[0]]}'"
+        remedy = "run `coe predict` for it, or leave these items out"
+        raise InvalidInput(Problem(f"reference '{reference}'", "must have an answer for every item", found, remedy))
     return column
 
 
@@ -90,7 +99,8 @@ def data_fingerprint(cascade: Cascade, certification: PredictionTable, reference
 def verify_certificate(cascade: Cascade, table: PredictionTable | None = None) -> Certificate:
     """The certificate, after checking that it belongs to these tiers and, where given, to these predictions.
 
-    Raises `InvalidInput` where there is none, `Stale` where tiers or predictions have changed since.
+    Raises `InvalidInput` where there is none or its own numbers do not support its claim, `Stale` where tiers or
+    predictions have changed since.
     """
     certificate = cascade.certificate
     if certificate is None:
@@ -99,19 +109,32 @@ def verify_certificate(cascade: Cascade, table: PredictionTable | None = None) -
     remedy = "run `coe calibrate` again"
     if certificate.cascade_fingerprint != cascade.tiers_fingerprint():
         raise Stale(Problem(f"cascade '{cascade.name}'", "its tiers changed after they were certified", remedy=remedy))
+    if p_value(certificate.losses, certificate.items, certificate.epsilon) > certificate.delta:
+        found = f"{certificate.losses} losses among {certificate.items} items"
+        claim = f"its certificate must support a loss of at most {certificate.epsilon:.2%}"
+        raise InvalidInput(Problem(f"cascade '{cascade.name}'", claim, found, remedy))
     if table is not None:
-        now = data_fingerprint(cascade, table.split(certificate.split), certificate.reference)
-        if now != certificate.data_fingerprint:
-            raise Stale(
-                Problem(
-                    f"cascade '{cascade.name}'", "the predictions changed after it was certified on them", remedy=remedy
-                )
-            )
+        _check_data(cascade, certificate, table.split(certificate.split), remedy)
     return certificate
 
 
+def _check_data(cascade: Cascade, certificate: Certificate, sample: PredictionTable, remedy: str) -> None:
+    """The predictions must be those certified on, and show the numbers that the certificate states."""
+    where = f"cascade '{cascade.name}'"
+    if data_fingerprint(cascade, sample, certificate.reference) != certificate.data_fingerprint:
+        raise Stale(Problem(where, "the predictions changed after it was certified on them", remedy=remedy))
+    lost = losses(route(cascade, sample).answer, reference_answers(sample, certificate.reference), sample.labels)
+    if (int(lost.sum()), len(lost)) != (certificate.losses, certificate.items):
+        stated = f"{certificate.losses} losses among {certificate.items} items"
+        found = f"{int(lost.sum())} among {len(lost)}"
+        raise InvalidInput(Problem(where, f"its certificate states {stated}", found, remedy))
+
+
 def labels_enough(loss_rate: float, epsilon: float, delta: float) -> int | None:
-    """The least number of labels with which `loss_rate` would be certified at epsilon; None where none would do."""
+    """A number of labels with which `loss_rate` would be certified at epsilon: the least on a grid in steps of 2%.
+
+    None where no number would do, or only more than a million.
+    """
     if loss_rate >= epsilon:
         return None
     n = math.ceil(math.log(delta) / math.log1p(-epsilon))

@@ -73,7 +73,8 @@ def score(outputs: Outputs) -> Scored:
     leading = there & (ballots.votes == ballots.most[:, None])
     best = np.where(leading, mean, -np.inf)
     answer, column = ballots.first_of(leading & (best == best.max(axis=1, keepdims=True)))
-    value = np.where(column >= 0, mean[rows[:, 0], np.maximum(column, 0)], 0.0)
+    # probabilities may add up to a hair more than 1, and a threshold above 1 is refused
+    value = np.where(column >= 0, np.minimum(mean[rows[:, 0], np.maximum(column, 0)], 1.0), 0.0)
     # with probabilities a tie can go either way, so a missing vote may not even produce a tie
     return Scored(answer, value, ballots.certain(answer, ties_are_open=True))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -46,17 +46,20 @@ def search(
     right = selection.answers == selection.labels[:, None]
     ranked = sorted(selection.members, key=lambda m: -right[:, selection.members.index(m)].mean())
     tiers = list(_first_tiers(ranked, max_tier_members, selection.probs is not None))
+    most_losses = _most_losses(len(selection), epsilon, delta)
     sweeps: list[_Sweep] = []
+    evaluated = 0
     for done, tier in enumerate(tiers):
         if progress:
             progress(done, len(tiers))
-        sweeps.append(_sweep(tier, selection, unit_cost_usd, right, known))
+        sweep = _sweep(tier, selection, unit_cost_usd, right, known)
+        evaluated += len(sweep.right)
+        sweeps.append(sweep.worth_keeping(most_losses))
 
     def point(cascade: Cascade) -> FrontPoint:
         return _point(cascade, selection, unit_cost_usd, reference, delta)
 
     singles = tuple(sorted((point(_single(m)) for m in selection.members), key=_by_cost))
-    most_losses = _most_losses(len(selection), epsilon, delta)
     best = _cheapest_cascade(sweeps, most_losses)
     cascade = None if best is None else point(best)
     chosen = min(
@@ -69,7 +72,7 @@ def search(
         split=SPLIT,
         items=len(selection),
         method=f"exhaustive: every two-tier cascade of up to {max_tier_members} members before one last member",
-        evaluated=len(singles) + sum(s.lost.size for s in sweeps),
+        evaluated=len(singles) + evaluated,
         unit_cost_usd={m: float(unit_cost_usd[m]) for m in selection.members},
         cost_source=cost_source,
         points=_pareto([*singles, *(point(c) for c in _candidates(sweeps))]),
@@ -81,20 +84,46 @@ def search(
 
 @dataclass(frozen=True)
 class _Sweep:
-    """All gates of one first tier before every last member; arrays of shape (gates, last members)."""
+    """Gates of one first tier before last members: one cascade per cell; arrays have shape (cells,)."""
 
     first: Tier
     last: tuple[str, ...]
-    bars: FloatArray
+    gate: FloatArray
+    """The quorum or threshold."""
+    last_of: IntArray
+    """Index into `last`."""
     usd_per_1k: FloatArray
     right: IntArray
     lost: IntArray
 
-    def cascade(self, gate: int, last: int) -> Cascade:
+    def cascade(self, cell: int) -> Cascade:
         """The cascade of one cell."""
-        first = with_bar(self.first, float(self.bars[gate]))
-        name = f"{'+'.join(first.members)}-then-{self.last[last]}"
-        return Cascade(name=name[:100], tiers=(first, Tier(members=(self.last[last],))))
+        first, last = with_bar(self.first, float(self.gate[cell])), self.last[self.last_of[cell]]
+        name = f"{'+'.join(first.members)}-then-{last}"
+        return Cascade(name=name[:100], tiers=(first, Tier(members=(last,))))
+
+    def cheapest(self, most_losses: int) -> int | None:
+        """The cheapest cell with at most `most_losses` losses; at equal cost the most accurate, then the first."""
+        allowed = np.flatnonzero(self.lost <= most_losses)
+        if not len(allowed):
+            return None
+        return int(allowed[np.lexsort((-self.right[allowed], self.usd_per_1k[allowed]))[0]])
+
+    def worth_keeping(self, most_losses: int) -> _Sweep:
+        """Only the cells on this sweep's own front and the cheapest allowed one: no other can win later."""
+        keep = set(_undominated(self.usd_per_1k, self.right).tolist())
+        cheapest = self.cheapest(most_losses)
+        if cheapest is not None:
+            keep.add(cheapest)
+        cells = np.array(sorted(keep), dtype=np.int64)
+        return replace(
+            self,
+            gate=self.gate[cells],
+            last_of=self.last_of[cells],
+            usd_per_1k=self.usd_per_1k[cells],
+            right=self.right[cells],
+            lost=self.lost[cells],
+        )
 
 
 def _first_tiers(ranked: Sequence[str], most: int, has_probs: bool) -> Iterator[Tier]:
@@ -110,17 +139,19 @@ def _first_tiers(ranked: Sequence[str], most: int, has_probs: bool) -> Iterator[
 def _sweep(
     tier: Tier, table: PredictionTable, unit_cost_usd: Mapping[str, float], right: BoolArray, known: BoolArray
 ) -> _Sweep:
-    """Every gate of `tier` before every member outside it.
+    """Every gate of `tier` before every member outside it, gates strictest first, then last members in table order.
 
     right: (items, members), where a member is right. known: (items,), where the reference is right.
     """
     scored = rule(tier.rule)(table.outputs(tier.members))
-    order = np.argsort(-scored.score, kind="stable")
-    falling = scored.score[order]
-    cuts = np.flatnonzero(np.diff(falling)) + 1  # how many items each gate accepts; never none, never all
-    bars = falling[cuts - 1] if tier.rule == "vote" else (falling[cuts - 1] + falling[cuts]) / 2
+    # no gate accepts where a missing vote could change the answer
+    score = np.where(scored.certain, scored.score, -np.inf)
+    order = np.argsort(-score, kind="stable")
+    falling = score[order]
+    cuts = np.flatnonzero(falling[1:] != falling[:-1]) + 1  # how many items each gate accepts; never none, never all
+    bars = _bars(tier.rule, falling[cuts - 1], falling[cuts])
     keep = np.array([_is_gate(tier, float(bar), len(table.classes)) for bar in bars], dtype=np.bool_)
-    cuts, bars = cuts[keep], bars[keep].astype(np.float64)
+    cuts, bars = cuts[keep], bars[keep]
     last = tuple(m for m in table.members if m not in tier.members)
     last_right = right[:, table.columns(last)]
     own_right = scored.answer == table.labels
@@ -128,13 +159,25 @@ def _sweep(
     first_usd = sum(unit_cost_usd[m] for m in tier.members)
     last_usd = np.array([unit_cost_usd[m] for m in last])
     return _Sweep(
-        tier,
-        last,
-        bars,
-        1000 * (first_usd + deferred[:, None] * last_usd[None, :]),
-        _counts(own_right[order], last_right[order], cuts),
-        _counts((~own_right & known)[order], (~last_right & known[:, None])[order], cuts),
+        first=tier,
+        last=last,
+        gate=np.repeat(bars, len(last)),
+        last_of=np.tile(np.arange(len(last)), len(cuts)),
+        usd_per_1k=(1000 * (first_usd + deferred[:, None] * last_usd[None, :])).ravel(),
+        right=_counts(own_right[order], last_right[order], cuts).ravel(),
+        lost=_counts((~own_right & known)[order], (~last_right & known[:, None])[order], cuts).ravel(),
     )
+
+
+def _bars(rule_name: str, lowest_accepted: FloatArray, highest_deferred: FloatArray) -> FloatArray:
+    """The quorum or threshold between two neighbouring scores; all of shape (cuts,).
+
+    A threshold lies halfway, so that rounding changes no decision; below it may be only items that are never accepted.
+    """
+    if rule_name == "vote":
+        return lowest_accepted
+    between: FloatArray = (lowest_accepted + highest_deferred) / 2
+    return np.where(np.isfinite(highest_deferred), between, lowest_accepted)
 
 
 def _is_gate(tier: Tier, bar: float, classes: int) -> bool:
@@ -156,35 +199,37 @@ def _counts(first: BoolArray, last: BoolArray, cuts: IntArray) -> IntArray:
 
 
 def _cheapest_cascade(sweeps: Sequence[_Sweep], most_losses: int) -> Cascade | None:
-    """The cheapest cell with at most `most_losses` losses; at equal cost the most accurate, then the first found."""
+    """The cheapest cascade with at most `most_losses` losses; at equal cost the most accurate, then the first found."""
     best: tuple[float, int] | None = None
     cascade = None
     for sweep in sweeps:
-        cost = np.where(sweep.lost <= most_losses, sweep.usd_per_1k, np.inf)
-        if not cost.size or not np.isfinite(cost.min()):
+        cell = sweep.cheapest(most_losses)
+        if cell is None:
             continue
-        gate, last = np.unravel_index(np.lexsort((-sweep.right.ravel(), cost.ravel()))[0], cost.shape)
-        key = (float(cost[gate, last]), -int(sweep.right[gate, last]))
+        key = (float(sweep.usd_per_1k[cell]), -int(sweep.right[cell]))
         if best is None or key < best:
-            best, cascade = key, sweep.cascade(int(gate), int(last))
+            best, cascade = key, sweep.cascade(cell)
     return cascade
 
 
 def _candidates(sweeps: Sequence[_Sweep]) -> Iterator[Cascade]:
-    """The cells that no other cell beats in both cost and number right, cheapest first."""
-    filled = [s for s in sweeps if s.lost.size]
-    if not filled:
+    """The cascades that no other beats in both cost and number right, cheapest first."""
+    cells = [(sweep, cell) for sweep in sweeps for cell in range(len(sweep.right))]
+    if not cells:
         return
-    cost = np.concatenate([s.usd_per_1k.ravel() for s in filled])
-    right = np.concatenate([s.right.ravel() for s in filled])
-    starts = np.concatenate([[0], np.cumsum([s.lost.size for s in filled])])
-    most = -1
-    for cell in np.lexsort((-right, cost)):
-        if right[cell] > most:
-            most = int(right[cell])
-            number = int(np.searchsorted(starts, cell, side="right")) - 1
-            gate, last = divmod(int(cell - starts[number]), len(filled[number].last))
-            yield filled[number].cascade(gate, last)
+    cost = np.concatenate([s.usd_per_1k for s in sweeps])
+    right = np.concatenate([s.right for s in sweeps])
+    for at in _undominated(cost, right):
+        sweep, cell = cells[at]
+        yield sweep.cascade(cell)
+
+
+def _undominated(usd: FloatArray, right: IntArray) -> IntArray:
+    """Indices that no cheaper (or equally dear) cell equals in number right, cheapest first."""
+    order = np.lexsort((-right, usd))
+    most_before = np.concatenate([[-1], np.maximum.accumulate(right[order])[:-1]])[: len(order)]
+    front: IntArray = order[right[order] > most_before]
+    return front
 
 
 def _pareto(points: Sequence[FrontPoint]) -> tuple[FrontPoint, ...]:

@@ -189,3 +189,22 @@ def test_the_claim_fails_in_at_most_delta_of_all_samples(items: int) -> None:
 def test_an_unknown_reference_is_named() -> None:
     with pytest.raises(InvalidInput, match="'giant' is not in the predictions; known: small"):
         certify_path([factories.cascade()], factories.table().split("certification"), "giant", EPSILON, DELTA)
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        ({"epsilon": 0.001}, "must support a loss of at most 0.10%, got .* losses among 500 items"),
+        ({"delta": 1e-9}, "must support a loss of at most 3.00%"),
+        ({"losses": 0}, "its certificate states 0 losses among 500 items, got [1-9]"),
+        ({"items": 5000}, "its certificate states .* losses among 5000 items, got .* among 500"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_edited_certificate_is_refused(edit: dict[str, float], reason: str) -> None:
+    table = factories.table(n=2000)
+    certified = calibrate(factories.cascade(), table, "large", EPSILON, DELTA)
+    assert certified.certificate is not None
+    edited = certified.model_copy(update={"certificate": certified.certificate.model_copy(update=edit)})
+    with pytest.raises(InvalidInput, match=reason):
+        verify_certificate(edited, table)

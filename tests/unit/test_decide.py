@@ -183,6 +183,13 @@ def test_nobody_answered() -> None:
     assert rows(decision) == [(-1, False, 0.0, True)]
 
 
+def test_a_score_is_at_most_one_even_where_probabilities_add_up_to_a_hair_more() -> None:
+    """A threshold above 1 is refused, so a score above it would be one that no gate can name."""
+    sure = one([1, 1], [[0.0, 1.0005], [0.0, 1.0005]])
+    assert score(sure).score[0] == 1.0
+    assert decide(tier(2, "score", threshold=1.0), sure).accepted[0]
+
+
 # --- Refusals ---
 
 
