@@ -69,7 +69,7 @@ def read_any(path: str | Path) -> Noun | PredictionTable:
         return read_predictions(path)
     data, lines = _load(Path(path))
     kind = data.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise WrongKind(_wrong_kind(path, kind, " or ".join(KINDS)))
     return _validated(Path(path), data, lines, KINDS[kind])
 
@@ -122,9 +122,10 @@ def _load(path: Path) -> tuple[dict[str, Any], Lines]:
     text = _text(path)
     if path.suffix == ".json":
         return _load_json(path, text), {}
-    loader = _Loader(text)
     lines: Lines = {}
+    loader = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is not None:
             _number(path, node, (), lines)
@@ -134,8 +135,11 @@ def _load(path: Path) -> tuple[dict[str, Any], Lines]:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         found = str(getattr(error, "problem", None) or error).split("\n")[0]
         raise InvalidInput(Problem(where, "is not valid YAML", found, "is the file complete?")) from None
+    except (RecursionError, ValueError) as error:  # an anchor inside itself; a number of thousands of digits
+        raise InvalidInput(Problem(str(path), "is no file of ours", str(error), _REMEDY_SHOWN)) from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     if not isinstance(data, dict):
         found = "an empty file" if data is None else f"a {type(data).__name__}"
         raise InvalidInput(Problem(str(path), "must be a YAML mapping with `kind` and `version`", found, _REMEDY_SHOWN))
@@ -148,6 +152,8 @@ def _load_json(path: Path, text: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}"
         raise InvalidInput(Problem(where, "is not valid JSON", error.msg, "is the file complete?")) from None
+    except (RecursionError, ValueError) as error:
+        raise InvalidInput(Problem(str(path), "is no file of ours", str(error), _REMEDY_SHOWN)) from None
     if not isinstance(data, dict):
         raise InvalidInput(Problem(str(path), "must be a JSON object with `kind` and `version`", type(data).__name__))
     return data
@@ -174,7 +180,13 @@ def _number(path: Path, node: yaml.Node, at: tuple[str | int, ...], lines: Lines
 def _validated(path: Path, data: dict[str, Any], lines: Lines, noun: type[N]) -> N:
     """The noun in `data`; strict, so that a quoted number is an error and not a guess."""
     try:
-        return noun.model_validate_json(json.dumps(data), strict=True)
+        text = json.dumps(data)
+    except TypeError as error:  # YAML's own kinds of value: !!binary, !!set
+        raise InvalidInput(
+            Problem(str(path), "holds a value that is none of ours", str(error), _REMEDY_SHOWN)
+        ) from None
+    try:
+        return noun.model_validate_json(text, strict=True)
     except ValidationError as error:
         errors = error.errors()
         # pydantic also calls a list too short when its entries are wrong; the entries' own errors say enough
@@ -284,11 +296,19 @@ def write_text(path: str | Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def check_place(path: str | Path) -> None:
+    """Refuse a path at which no file can be written: its folder is missing, or it is a folder itself."""
+    path = Path(path)
+    if path.is_dir():
+        raise InvalidInput(Problem(str(path), "is a folder", remedy="name a file in it"))
+    if not path.parent.is_dir():
+        raise InvalidInput(Problem(str(path), f"the folder {path.parent} does not exist", remedy="create it first"))
+
+
 def write_atomically(path: str | Path, fill: Callable[[IO[bytes]], object]) -> None:
     """Call `fill` with a temporary binary file beside `path`, then put it in place of `path`."""
     path = Path(path)
-    if not path.parent.is_dir():
-        raise InvalidInput(Problem(str(path), f"the folder {path.parent} does not exist", remedy="create it first"))
+    check_place(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -336,14 +356,10 @@ def write_predictions(path: str | Path, table: PredictionTable) -> None:
 def read_predictions(path: str | Path) -> PredictionTable:
     """Read a prediction table; `InvalidInput` names what is wrong with it."""
     arrays = read_npz(path)
-    if "header" not in arrays:
-        raise WrongKind(_wrong_kind(path, None, f"{PREDICTIONS_KIND} (.npz)"))
-    header = json.loads(str(arrays["header"]))
-    if header.get("kind") != PREDICTIONS_KIND:
-        raise WrongKind(_wrong_kind(path, header.get("kind"), PREDICTIONS_KIND))
-    lacking = [name for name in ("items", "labels", "splits", "answers") if name not in arrays]
-    if lacking:
-        raise InvalidInput(Problem(str(path), f"lacks the arrays {', '.join(lacking)}", remedy="run `coe predict`"))
+    header = _predictions_header(path, arrays)
+    problems = list(_array_problems(path, arrays))
+    if problems:
+        raise InvalidInput(problems)
     try:
         return PredictionTable(
             members=tuple(header["members"]),
@@ -357,6 +373,38 @@ def read_predictions(path: str | Path) -> PredictionTable:
         )
     except InvalidInput as error:
         raise InvalidInput([Problem(f"{path}: {p.where}", p.rule, p.found, p.remedy) for p in error.problems]) from None
+
+
+def _predictions_header(path: str | Path, arrays: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+    """What the table says about itself: kind, version, members, classes and sources."""
+    try:
+        header = json.loads(str(arrays["header"]))
+    except (KeyError, json.JSONDecodeError):
+        header = None
+    if not isinstance(header, dict) or header.get("kind") != PREDICTIONS_KIND:
+        found = header.get("kind") if isinstance(header, dict) else None
+        raise WrongKind(_wrong_kind(path, found, f"{PREDICTIONS_KIND} (.npz)"))
+    if header.get("version") != 1:
+        raise InvalidInput(Problem(f"{path}: header.version", "must be 1", _shown(header.get("version"))))
+    for key in ("members", "classes"):
+        names = header.get(key)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InvalidInput(Problem(f"{path}: header.{key}", "must be a list of names", _shown(names)))
+    return header
+
+
+def _array_problems(path: str | Path, arrays: dict[str, np.ndarray[Any, Any]]) -> Iterator[Problem]:
+    """Arrays that are missing, or that hold something else than numbers of the kind needed."""
+    lacking = [name for name in ("items", "labels", "splits", "answers") if name not in arrays]
+    if lacking:
+        yield Problem(str(path), f"lacks the arrays {', '.join(lacking)}", remedy="run `coe predict`")
+    for name, kinds, rule in (
+        ("labels", "iu", "must hold class indices (whole numbers)"),
+        ("answers", "iu", "must hold class indices (whole numbers)"),
+        ("probs", "f", "must hold probabilities (floating-point numbers)"),
+    ):
+        if name in arrays and arrays[name].dtype.kind not in kinds:
+            yield Problem(f"{path}: {name}", rule, str(arrays[name].dtype))
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray[Any, Any]]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coe import files
-from coe.cli.console import Out, progress, say, today, wrote
+from coe.cli.cluster import check_reachable
+from coe.cli.console import Out, place, progress, say, today, wrote
 from coe.cli.offline import PricesFile, check_sources
 from coe.errors import GateExceeded, InvalidInput, Problem
 from coe.records import Bench
@@ -149,7 +150,9 @@ def report(
     ] = None,
     form: Annotated[Format, typer.Option("--format")] = Format.text,
     gate: Annotated[bool, typer.Option("--gate", help="Exit with 4 if a promise was missed.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; stdout by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; stdout by default.", callback=place)
+    ] = None,
 ) -> None:
     """The dollar report of a ledger: quality, tiers, dollars on both cost bases, latency, promises.
 
@@ -222,4 +225,5 @@ def _address(given: str | None) -> str:
     if address is None:
         remedy = "set RAY_ADDRESS, or start a local fleet with `coe cluster up FLEET`"
         raise InvalidInput(Problem("--address", "no Ray cluster is known", remedy=remedy))
+    check_reachable(address)
     return address

@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 import coe
-from coe.cli import cluster, live, offline, starters
-from coe.cli.console import settings
+from coe.cli import cluster, live, offline, starters, validating
+from coe.cli.console import NoColor, Quiet, Settings, obey, settings, with_common_flags
 from coe.errors import CoeError, InvalidInput
 
 app = typer.Typer(
@@ -39,15 +39,15 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def common(
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr, no progress.")] = False,
-    no_color: Annotated[bool, typer.Option("--no-color", help="No colours; NO_COLOR does the same.")] = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
     version: Annotated[  # noqa: ARG001  # its callback acts
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     """Flags before the verb."""
-    settings.quiet = quiet
-    settings.color = not no_color and "NO_COLOR" not in os.environ
+    settings.quiet, settings.color = Settings.quiet, Settings.color
+    obey(quiet, no_color)
 
 
 for verb in (
@@ -61,10 +61,10 @@ for verb in (
     live.build,
     live.bench,
     live.report,
-    starters.validate,
+    validating.validate,
     cluster.doctor,
 ):
-    app.command()(verb)
+    app.command()(with_common_flags(verb))
 app.add_typer(cluster.app, name="cluster")
 
 
@@ -77,22 +77,35 @@ def run(arguments: list[str]) -> int:
     """Run the command line; the exit code."""
     try:
         code = app(arguments, standalone_mode=False)
+        sys.stdout.flush()  # here, where a reader that has gone is no fault
     except CoeError as error:
         _complain(error)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `coe explain plan.yaml | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a full disk, a folder that may not be written to: neither a mistake in a file nor in coe
+        _trace()
+        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
+        return 1
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command line
             error.show()
             return 2
-        if "COE_TRACEBACK" in os.environ:
-            traceback.print_exc()
+        _trace()
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         print("This is a fault in coe, not in your files. COE_TRACEBACK=1 shows where.", file=sys.stderr)
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _trace() -> None:
+    """Where the error comes from, for those who asked."""
+    if "COE_TRACEBACK" in os.environ:
+        traceback.print_exc()
 
 
 def _complain(error: CoeError) -> None:

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from coe import files
-from coe.cli.console import Out, progress, today, wrote
-from coe.errors import InvalidInput, Problem
+from coe.cli.console import Out, place, progress, today, wrote
+from coe.errors import CannotCertify, InvalidInput, Problem
 from coe.table import PredictionTable
 from coe.types import Cascade, Plan, Pool, Profiles, Workload
 
@@ -48,10 +48,15 @@ def search(
     prices: PricesFile,
     workload: WorkloadFile,
     out: Out = Path("front.json"),
-    cascade: Annotated[Path | None, typer.Option("--cascade", help="Also write the chosen cascade there.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Also draw the front there (SVG).")] = None,
+    cascade: Annotated[
+        Path | None, typer.Option("--cascade", help="Also write the chosen cascade there.", callback=place)
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Also draw the front there (SVG).", callback=place)
+    ] = None,
     batch: Annotated[
-        float | None, typer.Option("--batch", help="Batch size to price calls at; by default what the load fills.")
+        float | None,
+        typer.Option("--batch", min=1, help="Batch size to price calls at; by default what the load fills."),
     ] = None,
 ) -> None:
     """Find the cheapest cascade that should keep the accuracy promise, and the whole accuracy/cost front.
@@ -91,9 +96,7 @@ def search(
     print(front.verdict)
     if cascade is not None:
         if front.chosen is None:
-            raise InvalidInput(
-                Problem(str(predictions), front.verdict, remedy="allow a larger loss, or label more items")
-            )
+            raise CannotCertify(f"{predictions}: {front.verdict} Allow a larger loss, or label more items.")
         files.write(cascade, front.chosen.cascade, f"Chosen by coe search on {today()}. {front.verdict}")
         wrote(cascade, front.chosen.cascade.name)
 
@@ -105,8 +108,10 @@ def calibrate(
         Path | None, typer.Option("--workload", help="Takes reference, loss and delta from it.")
     ] = None,
     reference: Annotated[str | None, typer.Option("--reference", help="Member to compare with.")] = None,
-    epsilon: Annotated[float | None, typer.Option("--epsilon", min=0, max=1, help="Largest loss of accuracy.")] = None,
-    delta: Annotated[float | None, typer.Option("--delta", min=0, max=1, help="1 - confidence.")] = None,
+    epsilon: Annotated[
+        float | None, typer.Option("--epsilon", help="Largest loss of accuracy, between 0 and 1.")
+    ] = None,
+    delta: Annotated[float | None, typer.Option("--delta", help="1 - confidence, between 0 and 1.")] = None,
     out: Out = Path("cascade.calibrated.yaml"),
 ) -> None:
     """Choose thresholds on one split and certify the accuracy on another.
@@ -125,9 +130,13 @@ def calibrate(
         delta = work.delta if delta is None else delta
     if reference is None or epsilon is None:
         raise InvalidInput(Problem("", "give --workload, or --reference and --epsilon"))
+    delta = 0.05 if delta is None else delta
+    for option, value in (("--epsilon", epsilon), ("--delta", delta)):
+        if not 0 < value < 1:
+            raise InvalidInput(Problem(option, "must lie between 0 and 1, ends excluded", f"{value:g}"))
     shape = files.read(cascade, Cascade)
     table = files.read_predictions(predictions)
-    certified = calibrating.calibrate(shape, table, reference, epsilon, 0.05 if delta is None else delta)
+    certified = calibrating.calibrate(shape, table, reference, epsilon, delta)
     files.write(out, certified, f"Certified by coe calibrate on {today()}.")
     certificate = certified.certificate
     assert certificate is not None
@@ -174,7 +183,7 @@ def plan(
             files.read(profiles, Profiles),
             offers,
             files.read(workload, Workload),
-            inputs={path.name: _sha256(path) for path in (*cascades, pool, predictions, profiles, prices, workload)},
+            inputs=_fingerprints([*cascades, pool, predictions, profiles, prices, workload]),
             uncertified=uncertified,
             python_path=str(folder),
             progress=advance,
@@ -214,5 +223,10 @@ def check_sources(pool: Pool, table: PredictionTable, folder: Path, where: str) 
         raise Stale(Problem(where, rule, remedy="run `coe predict` again, then calibrate and plan"))
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _fingerprints(paths: list[Path]) -> dict[str, str]:
+    """SHA-256 of every file under its name, or under its path where two files have the same name."""
+    names = [path.name for path in paths]
+    return {
+        path.name if names.count(path.name) == 1 else str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +57,72 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("coe.files.read_any", interrupted)
     assert run(["validate", "x.yaml"]) == 130
+
+
+def test_what_the_machine_refuses_is_no_fault_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "plan.yaml")
+
+    monkeypatch.setattr("coe.files.read_any", full)
+    assert run(["validate", "x.yaml"]) == 1
+    assert capsys.readouterr().err == "error: plan.yaml: No space left on device\n"
+
+
+def test_output_that_nobody_reads_on_is_no_error(tmp_path: Path) -> None:
+    script = "import sys; from coe.cli.main import run; sys.exit(run(['--version']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_common_flags_are_taken_before_and_after_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["init", str(tmp_path / "a"), "--quiet"]) == 0
+    assert run(["-q", "init", str(tmp_path / "b"), "--no-color"]) == 0
+    assert capsys.readouterr().err == ""
+    assert run(["init", str(tmp_path / "c")]) == 0
+    assert "wrote" in capsys.readouterr().err, "a flag holds for one run"
+
+
+@pytest.mark.parametrize("option", ["-o", "--cascade", "--plot"])
+def test_an_impossible_output_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    needed = ["--profiles", "no.yaml", "--prices", "no.yaml", "--workload", "no.yaml"]
+    assert run(["search", "no.npz", *needed, option, str(tmp_path / "no" / "x.json")]) == 2
+    assert "does not exist; create it first" in capsys.readouterr().err
+    assert run(["search", "no.npz", *needed, option, str(tmp_path)]) == 2
+    assert "is a folder; name a file in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--epsilon", "0"), ("--epsilon", "1"), ("--delta", "0"), ("--delta", "2")]
+)
+def test_fractions_without_a_claim_are_refused(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"--reference": "large", "--epsilon": "0.01", "--delta": "0.05", option: value}
+    words = [word for pair in asked.items() for word in pair]
+    assert run(["calibrate", "cascade.yaml", "--predictions", "p.npz", *words]) == 2
+    assert f"{option}: must lie between 0 and 1, ends excluded, got {value}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["profile pool.yaml --prices fleet.yaml", "doctor"])
+def test_a_cluster_that_is_not_there_is_noticed_at_once(
+    tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray", reason="asking for a cluster imports Ray")
+    assert run(["init", str(tmp_path / "s")]) == 0
+    monkeypatch.chdir(tmp_path / "s")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        assert run([*verb.split(), "--address", f"127.0.0.1:{taken.getsockname()[1]}"]) == 1
+    said = capsys.readouterr().err
+    assert "no Ray cluster answers at 127.0.0.1:" in said
+    assert "coe cluster up FLEET" in said
 
 
 # --- The starter, all the way to a plan and a report ---
@@ -136,6 +204,39 @@ def test_init_does_not_touch_a_folder_with_something_in_it(tmp_path: Path, capsy
     (tmp_path / "precious").write_text("")
     assert run(["init", str(tmp_path)]) == 2
     assert "must be new or empty" in capsys.readouterr().err
+
+
+def test_init_makes_no_folder_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes").write_text("mine")
+    assert run(["init", str(tmp_path / "notes")]) == 2
+    assert "must be new or empty" in capsys.readouterr().err
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_inputs_of_the_same_name_are_both_in_the_plan(starter: Path, tmp_path: Path) -> None:
+    words = in_folder(starter, "calibrate", "found.yaml", *KNOWN[2:], "--workload", "workload.yaml", "--delta", "0.025")
+    ready = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        ready.append(tmp_path / name / "ready.yaml")
+        assert run([*words, "-o", str(ready[-1])]) == 0
+    out = tmp_path / "plan.yaml"
+    assert run(["plan", *map(str, ready), *in_folder(starter, *KNOWN, *PRICED), "-o", str(out)]) == 0
+    inputs = files.read(out, Plan).inputs
+    assert {str(path) for path in ready} <= set(inputs)
+    assert "pool.yaml" in inputs
+
+
+def test_every_file_of_the_starter_is_explained(starter: Path) -> None:
+    for name in ("pool.yaml", "cascade.yaml", "workload.yaml", "fleet.yaml"):
+        lines = (starter / name).read_text().splitlines()
+        keys: dict[str, bool] = {}
+        for line in lines:
+            key = line.strip().removeprefix("- ").split(":")[0]
+            if ":" in line and not line.lstrip().startswith("#"):
+                keys[key] = keys.get(key, False) or "#" in line
+        told = {"version", "name", "members", "nodes", "vcpus"}  # they say it themselves
+        assert not {key for key, explained in keys.items() if not explained} - told, name
 
 
 def test_changed_code_makes_predictions_stale(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import yaml
 
 from coe import files
+from coe.cascade.calibrate import calibrate
 from coe.cli.main import run
 from coe.errors import InvalidInput, WrongKind
 from coe.types import Cascade, Fleet, Plan, Pool, Prices, Profiles, Workload
@@ -117,8 +121,16 @@ def test_every_mistake_of_a_file_is_reported_at_once_with_its_line(tmp_path: Pat
         ("version: 1\n", "must be a file of kind cascade, got no `kind`"),
         ("kind: cascade\nversion: 1\nname: a\nname: b\n", "input.yaml:4: name: appears twice"),
         ("kind: cascade\n\tversion: 1\n", "is not valid YAML"),
+        ("\x7fELF", "is not valid YAML"),
+        ("kind: cascade\nversion: 1\ntiers: &a [*a]\n", "is no file of ours, got maximum recursion depth"),
+        ("kind: cascade\nversion: " + "9" * 5000, "is no file of ours, got Exceeds the limit"),
+        ("kind: cascade\nname: !!set {a}\n", "holds a value that is none of ours"),
+        ("kind: [cascade]\n", "must be a file of kind cascade"),
     ],
-    ids=["truncated", "empty", "list", "words", "other kind", "no kind", "repeated key", "tab"],
+    ids=[
+        *("truncated", "empty", "list", "words", "other kind", "no kind", "repeated key", "tab", "binary"),
+        *("in itself", "endless number", "set", "list of kinds"),
+    ],
 )
 def test_files_that_are_not_what_is_needed(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "input.yaml"
@@ -190,6 +202,11 @@ def test_a_failed_verb_writes_nothing(tmp_path: Path) -> None:
     arguments = ["--predictions", str(predictions), "--reference", "large", "--epsilon", "0.04", "-o", str(out)]
     assert run(["calibrate", str(bad), *arguments]) == 2
     assert not out.exists()
+
+
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="is a folder; name a file in it"):
+        files.write(tmp_path, factories.cascade())
 
 
 def test_writing_into_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
@@ -278,3 +295,250 @@ def test_a_truncated_or_foreign_npz_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [Pool, Cascade, Profiles, Prices, Fleet, Workload, Plan])
 def test_every_kind_is_known_to_validate(kind: type) -> None:
     assert kind in files.KINDS.values()
+
+
+def header(**changes: Any) -> np.ndarray:
+    known = {"kind": "coe-predictions", "version": 1, "members": ["a"], "classes": ["x", "y"]}
+    return np.array(json.dumps({**known, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"header": np.array("{")}, "must be a file of kind coe-predictions"),
+        ({"header": np.array("[1]")}, "must be a file of kind coe-predictions"),
+        ({"header": header(kind="plan")}, "got kind 'plan'"),
+        ({"header": header(version=2)}, "header.version: must be 1, got 2"),
+        ({"header": header(members=None)}, "header.members: must be a list of names, got null"),
+        ({"header": header(classes=[1, 2])}, "header.classes: must be a list of names"),
+        ({"labels": np.array([0.5])}, r"labels: must hold class indices \(whole numbers\), got float64"),
+        ({"answers": np.array([["0"]])}, r"answers: must hold class indices \(whole numbers\), got <U1"),
+        ({"probs": np.array([[[1, 0]]])}, "probs: must hold probabilities"),
+    ],
+)
+def test_an_npz_that_is_nearly_a_prediction_table(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    good = {
+        "header": header(),
+        "items": np.array(["i"]),
+        "labels": np.array([0]),
+        "splits": np.array(["test"]),
+        "answers": np.array([[0]]),
+    }
+    np.savez(tmp_path / "good.npz", **good)
+    assert len(files.read_predictions(tmp_path / "good.npz")) == 1
+    np.savez(tmp_path / "p.npz", **{**good, **arrays})
+    with pytest.raises(InvalidInput, match=message):
+        files.read_predictions(tmp_path / "p.npz")
+
+
+# --- Verbs on a folder in which one thing is wrong ---
+
+PROMISED = ("--workload", "workload.yaml")
+BOUGHT = ("--profiles", "profiles.yaml", "--prices", "prices.yaml", *PROMISED)
+VERBS = {
+    "search": ("search", "predictions.npz", *BOUGHT, "--cascade", "chosen.yaml"),
+    "calibrate": ("calibrate", "cascade.yaml", "--predictions", "predictions.npz", *PROMISED),
+    "plan": ("plan", "ready.yaml", "--pool", "pool.yaml", "--predictions", "predictions.npz", *BOUGHT),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which every verb works, and the current one."""
+    monkeypatch.chdir(tmp_path)
+    table = dataclasses.replace(factories.table(n=4000), sources={})
+    shape = factories.cascade(rule="vote")
+    files.write_predictions("predictions.npz", table)
+    files.write("pool.yaml", factories.pool())
+    files.write("cascade.yaml", shape)
+    files.write("ready.yaml", calibrate(shape, table, "large", 0.05, 0.05))
+    files.write("profiles.yaml", factories.profiles())
+    files.write("prices.yaml", factories.prices())
+    files.write("workload.yaml", factories.workload())
+    return tmp_path
+
+
+Change = Callable[[], object]
+
+
+def in_file(name: str, path: str, value: Any) -> Change:
+    """Change one place of a YAML file; `...` deletes it."""
+    file = Path(name)
+    return lambda: file.write_text(yaml.safe_dump(edited(yaml.safe_load(file.read_text()), path, value)))
+
+
+def in_arrays(**changes: Callable[[np.ndarray], Any]) -> Change:
+    """Replace arrays of the predictions, whatever the result."""
+
+    def change() -> None:
+        arrays = dict(np.load("predictions.npz"))
+        np.savez("predictions.npz", **{**arrays, **{name: edit(arrays[name]) for name, edit in changes.items()}})
+
+    return change
+
+
+def with_at(*index: int, value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def edit(array: np.ndarray) -> np.ndarray:
+        array[index] = value
+        return array
+
+    return edit
+
+
+def cut(name: str, keep: int) -> Change:
+    return lambda: Path(name).write_bytes(Path(name).read_bytes()[:keep])
+
+
+def without_profiles_of(member: str) -> Change:
+    def change() -> None:
+        kept = tuple(p for p in factories.profiles().profiles if p.member != member)
+        files.write("profiles.yaml", Profiles(profiles=kept))
+
+    return change
+
+
+def replaced(name: str, text: str) -> Change:
+    return lambda: Path(name).write_text(text)
+
+
+def in_two_classes() -> None:
+    table = dataclasses.replace(factories.table(n=4000, classes=2), sources={})
+    files.write_predictions("predictions.npz", table)
+    in_file("cascade.yaml", "tiers.0.quorum", 2)()
+
+
+def one_class(labels: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(len(labels)) < 2000, 3, labels)
+
+
+def no_calibration(splits: np.ndarray) -> np.ndarray:
+    return np.where(splits == "calibration", "train", splits)
+
+
+TROUBLES: list[tuple[str, str, Change, int, str]] = [
+    ("unknown key", "plan", in_file("workload.yaml", "latency_ms", 5), 2, "latency_ms: is not a known key"),
+    ("quorum too high", "calibrate", in_file("cascade.yaml", "tiers.0.quorum", 4), 2, "quorum 4 is more than the 3"),
+    (
+        "a tier that never accepts",
+        "calibrate",
+        in_file("cascade.yaml", "tiers.0", {"members": ["small"], "rule": "score", "threshold": 1.5}),
+        2,
+        "it would never accept",
+    ),
+    (
+        "a tier that always accepts",
+        "calibrate",
+        in_file("cascade.yaml", "tiers.0.quorum", ...),
+        2,
+        "tiers[0] always accepts, so tiers[1] is never reached",
+    ),
+    (
+        "a tier that always accepts with two classes",
+        "calibrate",
+        in_two_classes,
+        2,
+        "tiers[0]: quorum 2 of 3 members always accepts with 2 classes",
+    ),
+    ("no profile, searching", "search", without_profiles_of("large"), 2, "profiles: large: has no profile on any"),
+    ("no profile, planning", "plan", without_profiles_of("large"), 2, "profiles: large: has no profile on any"),
+    (
+        "no prediction",
+        "calibrate",
+        in_file("cascade.yaml", "tiers.1.members", ["huge"]),
+        2,
+        "predictions: no predictions of huge; run `coe predict` for them",
+    ),
+    (
+        "no such reference",
+        "search",
+        in_file("workload.yaml", "reference", "huge"),
+        2,
+        "'huge' is not in the predictions; known: small, middle, other, large",
+    ),
+    ("not in the pool", "plan", in_file("pool.yaml", "members.3.name", "huge"), 2, "no member is called 'large'"),
+    (
+        "mismatched items",
+        "calibrate",
+        in_arrays(answers=lambda a: a[:-1]),
+        2,
+        "answers must have shape (4000, 4), got (3999, 4); all members need the same items",
+    ),
+    (
+        "NaN",
+        "search",
+        in_arrays(probs=with_at(3, 1, 0, value=np.nan)),
+        2,
+        "predictions.npz: predictions: item 'item-00003', member 'middle': probabilities must not be NaN",
+    ),
+    ("negative", "search", in_arrays(probs=with_at(3, 1, 0, value=-0.5)), 2, "probabilities must not be negative"),
+    ("sum", "search", in_arrays(probs=lambda p: p * np.float32(0.9)), 2, "probabilities must sum to 1"),
+    ("no calibration items", "calibrate", in_arrays(splits=no_calibration), 2, "the split 'calibration' has no items"),
+    ("no items to search on", "search", in_arrays(splits=no_calibration), 2, "the split 'calibration' has no items"),
+    (
+        "one class to calibrate on",
+        "calibrate",
+        in_arrays(labels=one_class),
+        2,
+        "the calibration split must hold at least two classes, got only 'class-3'",
+    ),
+    ("negative price", "plan", in_file("prices.yaml", "offers.1.usd_per_hour", -1), 2, "must be >= 0, got -1"),
+    (
+        "missing price",
+        "search",
+        in_file("prices.yaml", "offers.1.usd_per_hour", ...),
+        2,
+        "offers[1].usd_per_hour: is missing",
+    ),
+    (
+        "no such node type",
+        "plan",
+        in_file("workload.yaml", "router_node_type", "huge"),
+        2,
+        "no offer has node_type 'huge'; known: cpu-node, t4-node, a100-node",
+    ),
+    ("truncated", "plan", replaced("workload.yaml", "kind: workload\nversion: [1"), 2, "is not valid YAML"),
+    ("truncated archive", "search", cut("predictions.npz", 500), 2, "is not a readable NPZ file"),
+    ("not YAML", "calibrate", replaced("cascade.yaml", "\x7fELF\0\1"), 2, "is not valid YAML"),
+    ("not text", "plan", lambda: Path("pool.yaml").write_bytes(b"\xff\xfe\x00"), 2, "cannot be read as text"),
+    ("wrong kind", "plan", replaced("pool.yaml", "kind: plan\n"), 2, "must be a file of kind pool, got kind 'plan'"),
+    (
+        "certificate of other predictions",
+        "plan",
+        in_arrays(labels=lambda y: np.roll(y, 1)),
+        2,
+        "the predictions changed after it was certified on them",
+    ),
+    (
+        "certificate of other tiers",
+        "plan",
+        in_file("ready.yaml", "tiers.0.members", ["other", "middle", "small"]),
+        2,
+        "its tiers changed after they were certified",
+    ),
+    ("no certificate", "plan", in_file("ready.yaml", "certificate", ...), 2, "has no certificate; run `coe calibrate`"),
+    ("too fast", "plan", in_file("workload.yaml", "latency_s", 0.001), 3, "the latency promise of 0.001 s"),
+    ("too many", "plan", in_file("workload.yaml", "rate_per_s", 1e7), 3, "would make a plan possible"),
+    ("too exact", "calibrate", in_file("workload.yaml", "max_accuracy_loss", 1e-4), 5, "cannot be claimed at 95%"),
+    ("too exact to search", "search", in_file("workload.yaml", "max_accuracy_loss", 1e-4), 5, "label more items"),
+]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_works_where_nothing_is_wrong(folder: Path, verb: str) -> None:
+    assert run([*VERBS[verb], "-o", "out.yaml", "--quiet"]) == 0
+    assert (folder / "out.yaml").exists()
+
+
+@pytest.mark.parametrize(("verb", "change", "code", "message"), [t[1:] for t in TROUBLES], ids=[t[0] for t in TROUBLES])
+def test_bad_input_is_explained_and_nothing_is_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], verb: str, change: Change, code: int, message: str
+) -> None:
+    change()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert run([*VERBS[verb], "-o", "out.yaml"]) == code
+    said = capsys.readouterr().err
+    assert message in said
+    assert "fault in coe" not in said
+    if message == "label more items":  # what was found is worth keeping; only the cascade is not there
+        (folder / "out.yaml").unlink()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
