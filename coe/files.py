@@ -44,6 +44,7 @@ KINDS: dict[str, type[Noun]] = {
 """What the `kind` key of a YAML file may say."""
 
 PREDICTIONS_KIND = "coe-predictions"
+_OPTIONAL_ARRAYS = ("probs", "top", "tokens")
 _REMEDY_SHOWN = "run `coe init` for an example of every file"
 
 
@@ -348,8 +349,9 @@ def write_predictions(path: str | Path, table: PredictionTable) -> None:
         "splits": table.splits,
         "answers": table.answers,
     }
-    if table.probs is not None:
-        arrays["probs"] = table.probs
+    for name in _OPTIONAL_ARRAYS:
+        if (array := getattr(table, name)) is not None:
+            arrays[name] = array
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
 
@@ -370,6 +372,8 @@ def read_predictions(path: str | Path) -> PredictionTable:
             answers=arrays["answers"].astype(np.int64),
             probs=arrays["probs"].astype(np.float32) if "probs" in arrays else None,
             sources=dict(header.get("sources", {})),
+            top=arrays["top"].astype(np.int32) if "top" in arrays else None,
+            tokens=arrays["tokens"].astype(np.int32) if "tokens" in arrays else None,
         )
     except InvalidInput as error:
         raise InvalidInput([Problem(f"{path}: {p.where}", p.rule, p.found, p.remedy) for p in error.problems]) from None
@@ -402,6 +406,8 @@ def _array_problems(path: str | Path, arrays: dict[str, np.ndarray[Any, Any]]) -
         ("labels", "iu", "must hold class indices (whole numbers)"),
         ("answers", "iu", "must hold class indices (whole numbers)"),
         ("probs", "f", "must hold probabilities (floating-point numbers)"),
+        ("top", "iu", "must hold class indices (whole numbers)"),
+        ("tokens", "iu", "must hold token counts (whole numbers)"),
     ):
         if name in arrays and arrays[name].dtype.kind not in kinds:
             yield Problem(f"{path}: {name}", rule, str(arrays[name].dtype))

@@ -21,6 +21,8 @@ from coe.errors import InvalidInput, Problem
 
 MISSING_VOTE = -1
 """The answer of a member that did not answer (dead, late, or never asked)."""
+ABSTAINED = -2
+"""The answer of a member that was asked and billed, and whose output holds no answer: it agrees with nobody."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+\-/]*$", max_length=100)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -35,6 +37,8 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 Probabilities = NDArray[np.float32]
+Classes = NDArray[np.int32]
+Tokens = NDArray[np.int32]
 
 
 class Noun(BaseModel):
@@ -92,6 +96,12 @@ class Pool(Noun):
         raise InvalidInput(Problem("pool", f"no member is called '{name}'", remedy=f"the pool has: {known}"))
 
 
+FRACTION_RULES = frozenset(
+    {"score", "mean", "both", "margin", "entropy", "vote_entropy", "jensen_shannon", "similarity"}
+)
+"""Rules whose score lies between 0 and 1."""
+
+
 # --- Who is asked -----------------------------------------------------------------------------------------------------
 
 
@@ -107,6 +117,11 @@ class Tier(Noun):
     """A key of `coe.cascade.rules.RULES` or a dotted path ``package.module:function``."""
     quorum: PositiveCount | None = None
     threshold: float | None = None
+    carry: bool = False
+    """The outputs of all earlier tiers, already paid for, count beside those of this tier's members."""
+    dispatch: Literal["parallel", "staged"] = "parallel"
+    """Ask all members at once, or one after the other until the outcome is settled: same routing, fewer calls, longer
+    waits."""
 
     @property
     def always_answers(self) -> bool:
@@ -116,27 +131,30 @@ class Tier(Noun):
     @property
     def bar(self) -> float:
         """What the score must reach to be accepted; -inf for a tier that always answers."""
-        if self.quorum is not None:
-            return float(self.quorum)
-        return self.threshold if self.threshold is not None else float("-inf")
+        if self.threshold is not None:
+            return self.threshold
+        return float("-inf") if self.quorum is None else float(self.quorum)
 
     @model_validator(mode="after")
     def _is_a_real_gate(self) -> Self:
         _refuse_repeats(list(self.members), "members", "asking a model twice gives the same answer twice")
         k = len(self.members)
-        if self.quorum is not None and self.threshold is not None:
-            raise ValueError("give quorum (votes) or threshold (score), not both")
-        if self.rule == "vote" and self.threshold is not None:
+        if self.rule == "both":
+            if (self.quorum is None) != (self.threshold is None):
+                raise ValueError("rule 'both' takes a quorum (votes) and a threshold (score), and here is only one")
+        elif self.quorum is not None and self.threshold is not None:
+            raise ValueError("give quorum (votes) or threshold (score), not both; rule 'both' asks for the two")
+        elif self.rule == "vote" and self.threshold is not None:
             raise ValueError(f"rule 'vote' takes an integer quorum (1..{k}), got threshold {self.threshold}")
-        if self.rule != "vote" and self.quorum is not None:
+        elif self.rule != "vote" and self.quorum is not None:
             raise ValueError(
-                f"rule '{self.rule}' takes a threshold, got quorum {self.quorum}; only 'vote' has a quorum"
+                f"rule '{self.rule}' takes a threshold, got quorum {self.quorum}; only 'vote' and 'both' have a quorum"
             )
-        if self.quorum is not None and self.quorum > k:
+        if self.quorum is not None and self.quorum > k and not self.carry:
             raise ValueError(f"quorum {self.quorum} is more than the {k} members: it could never accept; use 1..{k}")
-        if self.rule == "vote" and self.quorum == 1:
+        if self.quorum == 1:
             raise ValueError("quorum 1 always accepts, so no query would reach the next tier; use 2 or more members")
-        if self.rule == "score" and self.threshold is not None and not 0 < self.threshold <= 1:
+        if self.rule in FRACTION_RULES and self.threshold is not None and not 0 < self.threshold <= 1:
             verdict = "always" if self.threshold <= 0 else "never"
             raise ValueError(f"threshold must be in (0, 1], got {self.threshold}: it would {verdict} accept")
         return self
@@ -172,6 +190,11 @@ class Cascade(Noun):
     version: Literal[1] = 1
     name: Name = "cascade"
     tiers: Annotated[tuple[Tier, ...], Field(min_length=1)]
+    top_k: PositiveCount | None = None
+    """A member's probabilities count only for its k most probable classes; all others count as 0. Set where the recorded
+    predictions hold no more, so that the service decides on what was certified."""
+    temperatures: dict[Name, Positive] = Field(default_factory=dict)
+    """Member -> temperature by which its probabilities are rescaled before any rule sees them; 1 where not named."""
     certificate: Certificate | None = None
 
     @model_validator(mode="after")
@@ -185,6 +208,14 @@ class Cascade(Noun):
             last = len(self.tiers) - 1
             raise ValueError(f"tiers[{last}] is the last and must always answer; remove its quorum or threshold")
         _refuse_repeats(list(self.members), "tiers", "a model asked in two tiers gives the same answer twice")
+        if self.tiers[0].carry:
+            raise ValueError("tiers[0] is the first, so there is nothing to carry; remove carry")
+        for i, tier in enumerate(self.tiers):
+            if tier.quorum is not None and tier.quorum > (k := len(self.voters(i))):
+                raise ValueError(f"tiers[{i}]: quorum {tier.quorum} is more than the {k} votes that it counts")
+        strangers = sorted(set(self.temperatures) - set(self.members))
+        if strangers:
+            raise ValueError(f"temperatures: '{strangers[0]}' is a member of no tier")
         return self
 
     @property
@@ -192,10 +223,16 @@ class Cascade(Noun):
         """Every member of every tier, in the order in which they are asked."""
         return tuple(m for tier in self.tiers for m in tier.members)
 
+    def voters(self, tier: int) -> tuple[str, ...]:
+        """Members whose outputs count in tier number `tier`: its own, then, where it carries, those of the tiers before
+        it, the latest tier first."""
+        carried = self.tiers[:tier][::-1] if self.tiers[tier].carry else ()
+        return (*self.tiers[tier].members, *(m for earlier in carried for m in earlier.members))
+
     def tiers_fingerprint(self) -> str:
-        """SHA-256 of what decides: the tiers, without name or certificate."""
-        text = json.dumps([t.model_dump(mode="json") for t in self.tiers], sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        """SHA-256 of what decides: everything but name and certificate."""
+        content = self.model_dump(mode="json", include={"tiers", "top_k", "temperatures"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class CascadeStats(Noun):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from coe.cascade.certify import certify_path
-from coe.cascade.evaluate import always_accepts, check_against
-from coe.cascade.rules import rule
+from coe.cascade.evaluate import always_accepts, check_against, for_table, tier_outputs
+from coe.cascade.rules import rule_of
 from coe.errors import InvalidInput, Problem
 from coe.table import PredictionTable
 from coe.types import Cascade, Tier
@@ -40,27 +40,29 @@ def path(cascade: Cascade, selection: PredictionTable) -> tuple[Cascade, ...]:
     Every step accepts at least what the step before it accepted. With several gated tiers all gates loosen together,
     each from its strictest to its loosest.
     """
+    cascade = for_table(cascade, selection)
     check_against(cascade, selection)
-    gates = [gates_of(tier, selection) for tier in cascade.tiers[:-1]]
+    gates = [gates_of(cascade, number, selection) for number in range(len(cascade.tiers) - 1)]
     steps = max((len(g) for g in gates), default=1)
     result = []
     for step in range(steps):
         at = [g[round(step * (len(g) - 1) / max(1, steps - 1))] for g in gates]
-        result.append(Cascade(name=cascade.name, tiers=(*at, cascade.tiers[-1])))
+        result.append(cascade.model_copy(update={"tiers": (*at, cascade.tiers[-1]), "certificate": None}))
     return tuple(result)
 
 
-def gates_of(tier: Tier, selection: PredictionTable) -> tuple[Tier, ...]:
-    """Every gate of a tier that accepts differently on `selection`, strictest first.
+def gates_of(cascade: Cascade, number: int, selection: PredictionTable) -> tuple[Tier, ...]:
+    """Every gate of tier `number` that accepts differently on `selection`, strictest first.
 
     Raises `InvalidInput` where no setting both accepts and defers something.
     """
-    if tier.quorum is not None:
-        bars: list[float] = [float(q) for q in range(len(tier.members), 1, -1)]
+    tier, voters = cascade.tiers[number], len(cascade.voters(number))
+    if tier.rule == "vote":
+        bars: list[float] = [float(q) for q in range(voters, 1, -1)]
     else:
-        bars = thresholds(rule(tier.rule)(selection.outputs(tier.members)).score)
+        bars = thresholds(rule_of(tier)(tier_outputs(cascade, number, selection)).score)
     gates = [with_bar(tier, bar) for bar in bars]
-    useful = tuple(gate for gate in gates if not always_accepts(gate, len(selection.classes)))
+    useful = tuple(gate for gate in gates if not always_accepts(gate, len(selection.classes), voters))
     if not useful:
         who = "+".join(tier.members)
         remedy = "ask more members, or use rule 'score'"
@@ -69,10 +71,9 @@ def gates_of(tier: Tier, selection: PredictionTable) -> tuple[Tier, ...]:
 
 
 def with_bar(tier: Tier, bar: float) -> Tier:
-    """The tier with its quorum or threshold set to `bar`."""
-    if tier.rule == "vote" or tier.quorum is not None:
-        return Tier(members=tier.members, rule=tier.rule, quorum=int(bar))
-    return Tier(members=tier.members, rule=tier.rule, threshold=bar)
+    """The tier with its gate set to `bar`: the quorum of `vote`, the threshold of every other rule."""
+    gate = {"quorum": int(bar)} if tier.rule == "vote" else {"threshold": bar}
+    return Tier.model_validate(tier.model_dump() | gate)
 
 
 def thresholds(scores: np.ndarray) -> list[float]:

@@ -5,46 +5,103 @@ The same `decide` that the router calls is walked over the whole table, so what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import beta
 
+from coe.cascade.beliefs import prepared
 from coe.cascade.decide import decide
 from coe.errors import InvalidInput, Problem
-from coe.table import PredictionTable
-from coe.types import MISSING_VOTE, BoolArray, Cascade, CascadeStats, IntArray, Tier
+from coe.table import Outputs, PredictionTable
+from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, CascadeStats, IntArray, Tier
 
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Where every item ends; all arrays have shape (items,).
+    """Where every item ends; arrays have shape (items,) unless said otherwise.
 
-    answer: class index, `MISSING_VOTE` where no member of the last tier answered.
+    answer: class index, `ABSTAINED` or `MISSING_VOTE` where the last tier has none.
     tier: index of the tier that answered.    degraded: True where that tier lacked a vote.
+    asked: (items, members of the cascade in order), True where the member was called.
     """
 
     answer: IntArray
     tier: IntArray
     degraded: BoolArray
+    asked: BoolArray
 
 
 def route(cascade: Cascade, table: PredictionTable) -> Routing:
     """Send every item of the table through the cascade."""
-    answer = np.full(len(table), MISSING_VOTE, dtype=np.int64)
-    last = np.full(len(table), len(cascade.tiers) - 1, dtype=np.int64)
-    degraded = np.zeros(len(table), dtype=np.bool_)
-    waiting = np.ones(len(table), dtype=np.bool_)
+    n = len(table)
+    answer = np.full(n, MISSING_VOTE, dtype=np.int64)
+    last = np.full(n, len(cascade.tiers) - 1, dtype=np.int64)
+    degraded = np.zeros(n, dtype=np.bool_)
+    asked = np.zeros((n, len(cascade.members)), dtype=np.bool_)
+    waiting = np.arange(n)
+    column = 0
     for number, tier in enumerate(cascade.tiers):
-        decision = decide(tier, table.outputs(tier.members))
-        done = waiting & (decision.accepted if number < len(cascade.tiers) - 1 else True)
-        answer[done] = decision.answer[done]
-        last[done] = number
-        degraded[done] = decision.degraded[done]
-        waiting &= ~done
-    return Routing(answer, last, degraded)
+        outputs = tier_outputs(cascade, number, table, waiting)
+        if tier.carry:
+            outputs = _carried(cascade, number, outputs, asked[waiting])
+        own = asked_members(tier, outputs)
+        asked[waiting[:, None], np.arange(column, column + len(tier.members))[None, :]] = own
+        column += len(tier.members)
+        decision = decide(tier, outputs)
+        done = decision.accepted if number < len(cascade.tiers) - 1 else np.ones(len(waiting), dtype=np.bool_)
+        ended = waiting[done]
+        answer[ended] = decision.answer[done]
+        last[ended] = number
+        degraded[ended] = lacking(outputs, own)[done]
+        waiting = waiting[~done]
+    return Routing(answer, last, degraded, asked)
+
+
+def tier_outputs(cascade: Cascade, number: int, table: PredictionTable, rows: IntArray | None = None) -> Outputs:
+    """What the voters of tier `number` said about the items `rows` (all by default), as the cascade reads it."""
+    voters = cascade.voters(number)
+    outputs = table.outputs(voters)
+    if rows is not None and len(rows) < len(table):
+        outputs = outputs.rows(rows)
+    return prepared(outputs, voters, cascade.top_k, cascade.temperatures)
+
+
+def _carried(cascade: Cascade, number: int, outputs: Outputs, asked: BoolArray) -> Outputs:
+    """The outputs of a tier that carries, where an earlier member that was never asked counts as abstaining.
+
+    Such a member is known not to vote, so unlike a lost vote it leaves nothing open.
+    """
+    own = len(cascade.tiers[number].members)
+    carried = [cascade.members.index(m) for m in cascade.voters(number)[own:]]
+    silent = np.concatenate([np.zeros((len(asked), own), dtype=np.bool_), ~asked[:, carried]], axis=1)
+    return replace(outputs, answers=np.where(silent, ABSTAINED, outputs.answers))
+
+
+def lacking(outputs: Outputs, asked: BoolArray) -> BoolArray:
+    """(items,): where a vote that counts was asked for and not cast. asked: (items, own members)."""
+    missing = outputs.answers == MISSING_VOTE
+    own = asked.shape[1]
+    result: BoolArray = (missing[:, :own] & asked).any(axis=1) | missing[:, own:].any(axis=1)
+    return result
+
+
+def asked_members(tier: Tier, outputs: Outputs) -> BoolArray:
+    """(items, own members): who is called about each item. In a staged tier nobody after the outcome is settled."""
+    items, own = len(outputs.answers), len(tier.members)
+    asked = np.ones((items, own), dtype=np.bool_)
+    if tier.dispatch == "parallel":
+        return asked
+    columns = np.arange(outputs.answers.shape[1])
+    undecided = np.arange(items)
+    for heard in range(1, own):
+        later = (columns >= heard) & (columns < own)
+        settled = decide(tier, outputs.rows(undecided).without(later)).settled
+        asked[undecided[settled], heard:] = False
+        undecided = undecided[~settled]
+    return asked
 
 
 def evaluate(cascade: Cascade, table: PredictionTable) -> CascadeStats:
@@ -72,7 +129,7 @@ def stats_of(cascade: Cascade, routing: Routing, labels: IntArray) -> CascadeSta
         reach=tuple(reach),
         accepted=tuple(float(mask.mean()) for mask in at),
         accuracy_accepted=tuple(float(right[mask].mean()) if mask.any() else None for mask in at),
-        calls={m: share for tier, share in zip(cascade.tiers, reach, strict=True) for m in tier.members},
+        calls={m: float(share) for m, share in zip(cascade.members, routing.asked.mean(axis=0), strict=True)},
     )
 
 
@@ -91,24 +148,42 @@ def losses(answer: IntArray, reference: IntArray, labels: IntArray) -> BoolArray
 
 
 def check_against(cascade: Cascade, table: PredictionTable) -> None:
-    """Refuse a cascade whose members the table lacks, or with a gate that these classes make meaningless."""
+    """Refuse a cascade whose members the table lacks, that needs more probabilities than the table holds, or with a gate
+    that these classes make meaningless.
+    """
     table.columns(cascade.members)
     problems = [
         Problem(f"tiers[{i}]", trouble, remedy="raise it, or leave the tier out")
         for i, tier in enumerate(cascade.tiers)
-        if (trouble := always_accepts(tier, len(table.classes)))
+        if (trouble := always_accepts(tier, len(table.classes), len(cascade.voters(i))))
     ]
+    held, wanted = table.top_k, cascade.top_k
+    if held is not None and (wanted is None or wanted > held) and any(reads_probabilities(t) for t in cascade.tiers):
+        rule = f"the predictions hold only the {held} most probable classes"
+        problems.append(Problem("top_k", rule, f"{wanted or 'all'}", f"set top_k: {held}, or run `coe calibrate`"))
     if problems:
         raise InvalidInput(problems)
 
 
-def always_accepts(tier: Tier, classes: int) -> str:
+def reads_probabilities(tier: Tier) -> bool:
+    """True for a tier whose rule may look at probabilities."""
+    return tier.rule.partition(":")[0] not in ("vote", "vote_entropy", "similarity")
+
+
+def for_table(cascade: Cascade, table: PredictionTable) -> Cascade:
+    """The cascade, reading no more probabilities than the table holds; any certificate is dropped where that changes it."""
+    if table.top_k is None or (cascade.top_k is not None and cascade.top_k <= table.top_k):
+        return cascade
+    return cascade.model_copy(update={"top_k": table.top_k, "certificate": None})
+
+
+def always_accepts(tier: Tier, classes: int, voters: int | None = None) -> str:
     """Why the gate of `tier` accepts whatever its members say, or an empty string.
 
     With few classes some agreement is certain: two of three votes are always equal when there are two classes.
     """
-    k = len(tier.members)
-    if tier.quorum is not None and tier.quorum <= -(-k // classes):
+    k = voters or len(tier.members)
+    if tier.quorum is not None and tier.rule == "vote" and tier.quorum <= -(-k // classes):
         return f"quorum {tier.quorum} of {k} members always accepts with {classes} classes"
     if tier.rule == "score" and tier.threshold is not None and tier.threshold <= 1 / (classes * k):
         return f"threshold {tier.threshold} always accepts: the score of {k} members is at least 1/{classes * k}"

@@ -15,15 +15,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
+from coe.cascade.beliefs import prepared
 from coe.cascade.decide import decide
+from coe.cascade.evaluate import lacking
 from coe.records import Answer, BatchRun, Record
 from coe.table import Decision, Outputs
-from coe.types import MISSING_VOTE, Cascade, Placement, Probabilities, Tier
+from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, IntArray, Placement, Probabilities
 
 LATE_FACTOR = 2.0
 """A member is late after this many times the latency promise."""
@@ -61,6 +63,8 @@ class Query:
     queued_s: float
     result: asyncio.Future[Answer]
     fallback: Answer | None = field(default=None)
+    heard: dict[str, Probabilities | None] = field(default_factory=dict)
+    """Member -> its probabilities (classes,), or None where it failed; kept only where a later tier carries."""
 
 
 class Turns:
@@ -82,10 +86,13 @@ class TierQueue:
     """One tier: its waiting queries, its batches under way, and what becomes of them."""
 
     def __init__(
-        self, number: int, tier: Tier, placements: Mapping[str, Sequence[Placement]], core: RouterCore
+        self, number: int, cascade: Cascade, placements: Mapping[str, Sequence[Placement]], core: RouterCore
     ) -> None:
         self.number = number
-        self.tier = tier
+        self.tier = tier = cascade.tiers[number]
+        self._cascade = cascade
+        self._voters = cascade.voters(number)
+        self._is_carried = any(later.carry for later in cascade.tiers[number + 1 :])
         self.waiting: deque[Query] = deque()
         self._core = core
         self._turns = {m: Turns(placements[m]) for m in tier.members}
@@ -123,30 +130,70 @@ class TierQueue:
                 return
 
     async def _serve(self, batch: list[Query]) -> None:
-        """Ask every member, decide, answer what is accepted and pass on the rest."""
+        """Ask the members, decide, answer what is accepted and pass on the rest."""
         try:
             try:
-                outputs = await self._ask_members(np.stack([query.item for query in batch]))
+                outputs, asked = await self._hear(batch)
             finally:
                 self._free.release()
-            self._core.settle(self.number, batch, decide(self.tier, outputs))
+            decision = replace(decide(self.tier, outputs), degraded=lacking(outputs, asked))
+            self._core.settle(self.number, batch, decision)
         except Exception as error:  # a mistake of ours must not leave clients waiting
             for query in batch:
                 if not query.result.done():
                     query.result.set_exception(error)
 
-    async def _ask_members(self, items: Batch) -> Outputs:
-        """Outputs of all members that answered well and in time."""
-        calls = [self._core.start(self._ask(member, items)) for member in self.tier.members]
+    async def _hear(self, batch: Sequence[Query]) -> tuple[Outputs, BoolArray]:
+        """Outputs of the tier's voters on a batch, and which members were asked about each item (items, own members).
+
+        A staged tier asks one member after the other, and only about items whose outcome is still open.
+        """
+        own = self.tier.members
+        items = np.stack([query.item for query in batch])
+        asked = np.zeros((len(batch), len(own)), dtype=np.bool_)
+        said = self._carried(batch)
+        staged = self.tier.dispatch == "staged"
+        for group in [[m] for m in own] if staged else [list(own)]:
+            first = own.index(group[0])
+            still = np.flatnonzero(~decide(self.tier, self._outputs(*said)).settled) if first else np.arange(len(batch))
+            if not len(still):
+                break
+            asked[still[:, None], np.arange(first, first + len(group))[None, :]] = True
+            replies = await self._ask_members(group, items[still])
+            for position, reply in enumerate(replies, start=first):
+                if reply is not None:
+                    said[0][still, position] = reply.argmax(axis=1)
+                    said[1][still, position] = reply
+        if self._is_carried:
+            for row, query in enumerate(batch):
+                for column in np.flatnonzero(asked[row]):
+                    answered = said[0][row, column] != MISSING_VOTE
+                    query.heard[own[column]] = said[1][row, column] if answered else None
+        return self._outputs(*said), asked
+
+    def _carried(self, batch: Sequence[Query]) -> tuple[IntArray, Probabilities]:
+        """Answers and probabilities of all voters, filled with what earlier tiers heard; never asked is abstained."""
+        answers = np.full((len(batch), len(self._voters)), MISSING_VOTE, dtype=np.int64)
+        probs = np.zeros((*answers.shape, self._core.classes), dtype=np.float32)
+        for column, member in enumerate(self._voters[len(self.tier.members) :], start=len(self.tier.members)):
+            for row, query in enumerate(batch):
+                if member not in query.heard:
+                    answers[row, column] = ABSTAINED
+                elif (heard := query.heard[member]) is not None:
+                    answers[row, column] = heard.argmax()
+                    probs[row, column] = heard
+        return answers, probs
+
+    def _outputs(self, answers: IntArray, probs: Probabilities) -> Outputs:
+        """The outputs as the cascade reads them."""
+        outputs = Outputs(answers, probs, texts=self._core.class_names)
+        return prepared(outputs, self._voters, self._cascade.top_k, self._cascade.temperatures)
+
+    async def _ask_members(self, members: Sequence[str], items: Batch) -> list[Probabilities | None]:
+        """What each of `members` says about `items`; None for one that failed or was late."""
+        calls = [self._core.start(self._ask(member, items)) for member in members]
         await asyncio.wait(calls, timeout=self._core.late_after_s)
-        answers = np.full((len(items), len(calls)), MISSING_VOTE, dtype=np.int64)
-        probs = np.zeros((len(items), len(calls), self._core.classes), dtype=np.float32)
-        for column, call in enumerate(calls):
-            reply = call.result() if call.done() else None
-            if reply is not None:
-                answers[:, column] = reply.argmax(axis=1)
-                probs[:, column] = reply
-        return Outputs(answers, probs)
+        return [call.result() if call.done() else None for call in calls]
 
     async def _ask(self, member: str, items: Batch) -> Probabilities | None:
         """One member's probabilities, or None; the call is billed whatever becomes of it, also after it is late."""
@@ -186,7 +233,7 @@ class RouterCore:
         self,
         cascade: Cascade,
         placements: Sequence[Placement],
-        classes: int,
+        class_names: Sequence[str],
         *,
         wait_s: float,
         latency_s: float,
@@ -195,7 +242,8 @@ class RouterCore:
         record: Callable[[Record], None],
         note_failure: Callable[[str, Exception], None] = lambda _deployment, _error: None,
     ) -> None:
-        self.classes = classes
+        self.class_names = tuple(class_names)
+        self.classes = len(class_names)
         self.wait_s = wait_s
         self.late_after_s = LATE_FACTOR * latency_s
         self.call = call
@@ -205,7 +253,7 @@ class RouterCore:
         by_member: dict[str, list[Placement]] = {}
         for placement in placements:
             by_member.setdefault(placement.member, []).append(placement)
-        self.tiers = [TierQueue(i, tier, by_member, self) for i, tier in enumerate(cascade.tiers)]
+        self.tiers = [TierQueue(i, cascade, by_member, self) for i in range(len(cascade.tiers))]
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def ask(self, queries: Mapping[str, Batch]) -> list[Answer | Unanswered]:

@@ -43,7 +43,7 @@ class Router:
         self._core = RouterCore(
             plan.cascade,
             plan.placements,
-            len(plan.pool.classes),
+            plan.pool.classes,
             wait_s=plan.workload.batch_wait_s,
             latency_s=plan.workload.latency_s,
             call=self._call,

@@ -47,7 +47,7 @@ class Service:
         self.core = RouterCore(
             cascade,
             [placement(m, batch_size) for m in cascade.members],
-            len(table.classes),
+            table.classes,
             wait_s=0.002,
             latency_s=latency_s,
             call=self.call,
@@ -106,13 +106,30 @@ def everything(table: PredictionTable = TABLE) -> list[dict[str, int]]:
                 Tier(members=("large",)),
             )
         ),
+        Cascade(
+            tiers=(
+                Tier(members=("small", "other"), rule="score", threshold=0.8),
+                Tier(members=("middle",), rule="vote", quorum=3, carry=True),
+                Tier(members=("large",), rule="score", carry=True),
+            )
+        ),
+        Cascade(
+            top_k=2,
+            temperatures={"small": 1.5},
+            tiers=(
+                Tier(members=("small", "other"), rule="score", threshold=0.8, dispatch="staged"),
+                Tier(members=("middle", "large"), rule="mean", carry=True, dispatch="staged"),
+            ),
+        ),
     ],
-    ids=["vote", "score", "three tiers"],
+    ids=["vote", "score", "three tiers", "carried", "staged and carried"],
 )
 def test_the_service_answers_what_the_evaluation_predicts(cascade: Cascade) -> None:
     service = Service(cascade, TABLE)
     answers = service.ask(*everything())
     routing = route(cascade, TABLE)
+    called = {m: sum(n for asked, n in service.batches if asked == m) for m in cascade.members}
+    assert called == dict(zip(cascade.members, routing.asked.sum(axis=0).tolist(), strict=True))
     assert [(a.answer, a.tier) for a in answers if isinstance(a, Answer)] == list(
         zip(routing.answer.tolist(), routing.tier.tolist(), strict=True)
     )

@@ -76,7 +76,8 @@ def test_thresholds_lie_between_neighbouring_scores() -> None:
 
 
 def test_votes_have_their_quorums_as_gates() -> None:
-    gates = gates_of(Tier(members=("small", "other", "middle"), quorum=2), factories.table())
+    gated = Cascade(tiers=(Tier(members=("small", "other", "middle"), quorum=2), Tier(members=("large",))))
+    gates = gates_of(gated, 0, factories.table())
     assert [g.quorum for g in gates] == [3, 2]
 
 

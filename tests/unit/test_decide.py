@@ -204,7 +204,7 @@ def test_score_needs_probabilities() -> None:
 
 
 def test_an_unknown_rule_names_the_known_ones() -> None:
-    with pytest.raises(InvalidInput, match="known: score, vote"):
+    with pytest.raises(InvalidInput, match="known: both, entropy, "):
         decide(Tier(members=("a", "b"), rule="agree", threshold=0.5), one([0, 0]))
 
 
