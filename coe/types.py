@@ -117,8 +117,8 @@ class Tier(Noun):
     """A key of `coe.cascade.rules.RULES` or a dotted path ``package.module:function``."""
     quorum: PositiveCount | None = None
     threshold: float | None = None
-    carry: bool = False
-    """The outputs of all earlier tiers, already paid for, count beside those of this tier's members."""
+    carry: Count = 0
+    """The outputs of so many tiers before, already paid for, count beside those of this tier's members."""
     dispatch: Literal["parallel", "staged"] = "parallel"
     """Ask all members at once, or one after the other until the outcome is settled: same routing, fewer calls, longer
     waits."""
@@ -150,7 +150,7 @@ class Tier(Noun):
             raise ValueError(
                 f"rule '{self.rule}' takes a threshold, got quorum {self.quorum}; only 'vote' and 'both' have a quorum"
             )
-        if self.quorum is not None and self.quorum > k and not self.carry:
+        if self.quorum is not None and self.quorum > k and self.carry == 0:
             raise ValueError(f"quorum {self.quorum} is more than the {k} members: it could never accept; use 1..{k}")
         if self.quorum == 1:
             raise ValueError("quorum 1 always accepts, so no query would reach the next tier; use 2 or more members")
@@ -160,21 +160,29 @@ class Tier(Noun):
         return self
 
 
+Claim = Literal["excess", "loss", "disagreement"]
+"""What is at most epsilon: the accuracy lost on balance; the share of queries that the cascade gets wrong and the reference
+right; the share on which their answers differ, which needs no labels. Each implies the one before it.
+"""
+
+
 class Certificate(Noun):
-    """A finite-sample claim: with probability at least 1-delta over the draw of the certification sample, the cascade
-    is wrong where the reference is right on at most a fraction `epsilon` of queries; so its accuracy is at most
-    `epsilon` below the reference's.
+    """A finite-sample claim: with probability at least 1-delta over the draw of the certification sample, `claim` is at
+    most `epsilon`; so the cascade's accuracy is at most `epsilon` below the reference's.
     """
 
+    claim: Claim = "loss"
     reference: Name
     epsilon: OpenFraction
     delta: OpenFraction
     items: PositiveCount
     """Size of the certification sample."""
     losses: Count
-    """Items on which the cascade was wrong and the reference right."""
-    upper_bound: Fraction
-    """Exact one-sided (1-delta) upper confidence bound of the loss rate; at most epsilon."""
+    """Items on which the cascade was wrong and the reference right; for `disagreement`, on which their answers differ."""
+    gains: Count = 0
+    """Items on which the cascade was right and the reference wrong; they only matter to the claim `excess`."""
+    upper_bound: Annotated[float, Field(ge=-1, le=1)]
+    """Exact one-sided (1-delta) upper confidence bound of what is claimed; at most epsilon."""
     method: str
     split: str = "certification"
     data_fingerprint: str
@@ -208,9 +216,9 @@ class Cascade(Noun):
             last = len(self.tiers) - 1
             raise ValueError(f"tiers[{last}] is the last and must always answer; remove its quorum or threshold")
         _refuse_repeats(list(self.members), "tiers", "a model asked in two tiers gives the same answer twice")
-        if self.tiers[0].carry:
-            raise ValueError("tiers[0] is the first, so there is nothing to carry; remove carry")
         for i, tier in enumerate(self.tiers):
+            if tier.carry > i:
+                raise ValueError(f"tiers[{i}]: carry {tier.carry} is more than the {i} tiers before it")
             if tier.quorum is not None and tier.quorum > (k := len(self.voters(i))):
                 raise ValueError(f"tiers[{i}]: quorum {tier.quorum} is more than the {k} votes that it counts")
         strangers = sorted(set(self.temperatures) - set(self.members))
@@ -224,9 +232,9 @@ class Cascade(Noun):
         return tuple(m for tier in self.tiers for m in tier.members)
 
     def voters(self, tier: int) -> tuple[str, ...]:
-        """Members whose outputs count in tier number `tier`: its own, then, where it carries, those of the tiers before
-        it, the latest tier first."""
-        carried = self.tiers[:tier][::-1] if self.tiers[tier].carry else ()
+        """Members whose outputs count in tier number `tier`: its own, then those of the tiers that it carries, the latest
+        first."""
+        carried = self.tiers[tier - self.tiers[tier].carry : tier][::-1]
         return (*self.tiers[tier].members, *(m for earlier in carried for m in earlier.members))
 
     def tiers_fingerprint(self) -> str:
@@ -258,10 +266,11 @@ class FrontPoint(Noun):
 
     cascade: Cascade
     stats: CascadeStats
-    usd_per_1k: NotNegative
-    """Usage dollars per 1,000 queries at the members' unit costs."""
-    loss_upper_bound: Fraction
-    """Exact upper confidence bound of P(cascade wrong, reference right) on the selection split."""
+    cost_per_1k: NotNegative
+    """Cost of 1,000 queries at the members' unit costs, in the front's unit."""
+    loss_upper_bound: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Exact upper confidence bound, on the selection split, of what the front's claim bounds; only of single models and of
+    what was chosen."""
 
 
 class Front(Noun):
@@ -278,8 +287,14 @@ class Front(Noun):
     """``exhaustive``, or what was left out and by which bound."""
     evaluated: PositiveCount
     """Number of configurations that were evaluated."""
-    unit_cost_usd: dict[str, NotNegative]
-    """Member -> usage dollars per call."""
+    claim: Claim = "loss"
+    """What the loss bounds bound."""
+    cost_unit: str = "usd"
+    """Dollars, or whatever else the costs count: seconds on a device, tokens, joules."""
+    unit_cost: dict[str, NotNegative]
+    """Member -> mean cost of a call."""
+    oracle_cost_per_1k: NotNegative = 0.0
+    """What 1,000 queries would cost if somebody always knew the cheapest member that is right."""
     cost_source: str
     """Where the unit costs come from and of what date."""
     points: tuple[FrontPoint, ...]

@@ -73,7 +73,10 @@ def _weighed(outputs: Outputs, ballots: Ballots, ballots_first: bool) -> Scored:
     weight = mean_given(outputs)
     candidates = ballots.leading if ballots_first else ballots.voted
     best = np.where(candidates, weight, -np.inf)
-    answer, column = ballots.first_of(candidates & (best == best.max(axis=1, keepdims=True)))
+    heaviest = candidates & (best == best.max(axis=1, keepdims=True))
+    _, column = ballots.first_of(heaviest)
+    lowest = np.where(heaviest, outputs.answers, np.iinfo(np.int64).max).min(axis=1)
+    answer = np.where(column >= 0, lowest, ballots.first_of(ballots.leading)[0])
     # probabilities may add up to a hair more than 1, and a threshold above 1 is refused
     value = np.where(column >= 0, weight[np.arange(len(answer)), np.maximum(column, 0)], 0.0)
     value = np.minimum(value, 1.0)

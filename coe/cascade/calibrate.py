@@ -12,13 +12,20 @@ from coe.cascade.evaluate import always_accepts, check_against, for_table, tier_
 from coe.cascade.rules import rule_of
 from coe.errors import InvalidInput, Problem
 from coe.table import PredictionTable
-from coe.types import Cascade, Tier
+from coe.types import Cascade, Claim, Tier
 
 LONGEST_PATH = 400
 """More thresholds than this are thinned to evenly spaced quantiles."""
 
 
-def calibrate(cascade: Cascade, table: PredictionTable, reference: str, epsilon: float, delta: float) -> Cascade:
+def calibrate(
+    cascade: Cascade,
+    table: PredictionTable,
+    reference: str,
+    epsilon: float,
+    delta: float,
+    claim: Claim = "excess",
+) -> Cascade:
     """The cascade with its gates as loose as the certification split allows, and the certificate.
 
     The given quorums and thresholds do not matter, only members and rules do. A cascade of one tier has no gate and is
@@ -31,7 +38,7 @@ def calibrate(cascade: Cascade, table: PredictionTable, reference: str, epsilon:
         raise InvalidInput(
             Problem("predictions", "the calibration split must hold at least two classes", f"only '{only}'")
         )
-    return certify_path(path(cascade, selection), certification, reference, epsilon, delta)
+    return certify_path(path(cascade, selection), certification, reference, epsilon, delta, claim)
 
 
 def path(cascade: Cascade, selection: PredictionTable) -> tuple[Cascade, ...]:

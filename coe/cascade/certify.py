@@ -1,7 +1,10 @@
 """Certificates: finite-sample claims about how much accuracy a cascade can lose against a reference.
 
-The loss of an item is 1 where the cascade is wrong and the reference is right, so its mean bounds the accuracy lost. Being
+Three claims, each implied by the next. `excess`: the accuracy lost on balance, 1[cascade wrong] - 1[reference wrong] on
+average, with the exact test of `paired`. `loss`: the share of queries that the cascade gets wrong and the reference right; being
 0/1 it has an exact binomial test: "the loss rate is above epsilon" is rejected where P(Bin(n, epsilon) <= losses) <= delta.
+`disagreement`: the share on which the two answer differently, with the same test and without labels.
+
 Along a path of cascades from strictest to loosest, fixed in advance on other data, testing stops at the first that fails
 and the last one certified is used; so the claim needs no correction for the number tested (fixed-sequence
 Learn-then-Test, Angelopoulos et al. 2021, arXiv 2110.01052).
@@ -11,16 +14,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import beta, binom
 
 from coe.cascade.evaluate import losses, route
+from coe.cascade.paired import excess_p_value, excess_upper_bound
 from coe.errors import CannotCertify, InvalidInput, Problem, Stale
 from coe.table import PredictionTable
-from coe.types import MISSING_VOTE, Cascade, Certificate, IntArray
+from coe.types import MISSING_VOTE, Cascade, Certificate, Claim, IntArray
 
-METHOD = "fixed-sequence Learn-then-Test, exact binomial"
+METHODS: dict[Claim, str] = {
+    "excess": "fixed-sequence Learn-then-Test, exact paired (Berger-Boos)",
+    "loss": "fixed-sequence Learn-then-Test, exact binomial",
+    "disagreement": "fixed-sequence Learn-then-Test, exact binomial, label-free",
+}
 _MOST_LABELS = 1_000_000
 
 
@@ -34,26 +43,68 @@ def loss_upper_bound(observed: int, items: int, delta: float) -> float:
     return 1.0 if observed >= items else float(beta.ppf(1 - delta, observed + 1, items - observed))
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What a claim is judged by: items lost to the reference, items gained on it, of how many."""
+
+    claim: Claim
+    losses: int
+    gains: int
+    items: int
+
+    @classmethod
+    def of(cls, answer: IntArray, table: PredictionTable, reference: str, claim: Claim) -> Observed:
+        """Count the answers (items,) of a cascade against those of the reference."""
+        yardstick = reference_answers(table, reference)
+        if claim == "disagreement":
+            return cls(claim, int((answer != yardstick).sum()), 0, len(table))
+        lost = int(losses(answer, yardstick, table.labels).sum())
+        gained = int(losses(yardstick, answer, table.labels).sum())
+        return cls(claim, lost, gained, len(table))
+
+    def p_value(self, epsilon: float) -> float:
+        """Of the test that what is claimed is above epsilon."""
+        if self.claim == "excess":
+            return excess_p_value(self.losses, self.gains, self.items, epsilon)
+        return p_value(self.losses, self.items, epsilon)
+
+    def upper_bound(self, delta: float) -> float:
+        """One-sided (1-delta) upper confidence bound of what is claimed."""
+        if self.claim == "excess":
+            return excess_upper_bound(self.losses, self.gains, self.items, delta)
+        return loss_upper_bound(self.losses, self.items, delta)
+
+    @property
+    def rate(self) -> float:
+        """What is claimed, on this sample."""
+        return (self.losses - (self.gains if self.claim == "excess" else 0)) / self.items
+
+
 def certify_path(
-    path: Sequence[Cascade], table: PredictionTable, reference: str, epsilon: float, delta: float
+    path: Sequence[Cascade],
+    table: PredictionTable,
+    reference: str,
+    epsilon: float,
+    delta: float,
+    claim: Claim = "loss",
 ) -> Cascade:
     """The loosest cascade of `path` (strictest first) that can be certified on `table`, with its certificate.
 
     `table` must hold none of the items on which the path was chosen. Raises `CannotCertify` where even the strictest
     cascade fails, and says how many labels would be enough.
     """
-    yardstick = reference_answers(table, reference)
     certified: Cascade | None = None
-    observed = 0
+    observed: Observed | None = None
     for cascade in path:
-        observed = int(losses(route(cascade, table).answer, yardstick, table.labels).sum())
-        if p_value(observed, len(table), epsilon) > delta:
+        observed = Observed.of(route(cascade, table).answer, table, reference, claim)
+        if observed.p_value(epsilon) > delta:
             break
-        certified = cascade.model_copy(
-            update={"certificate": _certificate(cascade, table, reference, epsilon, delta, observed)}
-        )
+        certificate = _certificate(cascade, table, reference, epsilon, delta, observed)
+        certified = cascade.model_copy(update={"certificate": certificate})
     if certified is None:
-        raise CannotCertify(_refusal(observed, len(table), epsilon, delta))
+        if observed is None:
+            raise InvalidInput(Problem("path", "holds no cascade to certify"))
+        raise CannotCertify(_refusal(observed, epsilon, delta))
     return certified
 
 
@@ -75,16 +126,18 @@ def reference_answers(table: PredictionTable, reference: str) -> IntArray:
 
 
 def _certificate(
-    cascade: Cascade, table: PredictionTable, reference: str, epsilon: float, delta: float, observed: int
+    cascade: Cascade, table: PredictionTable, reference: str, epsilon: float, delta: float, observed: Observed
 ) -> Certificate:
     return Certificate(
+        claim=observed.claim,
         reference=reference,
         epsilon=epsilon,
         delta=delta,
-        items=len(table),
-        losses=observed,
-        upper_bound=loss_upper_bound(observed, len(table), delta),
-        method=METHOD,
+        items=observed.items,
+        losses=observed.losses,
+        gains=observed.gains,
+        upper_bound=min(observed.upper_bound(delta), epsilon),
+        method=METHODS[observed.claim],
         split=str(table.splits[0]),
         data_fingerprint=data_fingerprint(cascade, table, reference),
         cascade_fingerprint=cascade.tiers_fingerprint(),
@@ -109,10 +162,11 @@ def verify_certificate(cascade: Cascade, table: PredictionTable | None = None) -
     remedy = "run `coe calibrate` again"
     if certificate.cascade_fingerprint != cascade.tiers_fingerprint():
         raise Stale(Problem(f"cascade '{cascade.name}'", "its tiers changed after they were certified", remedy=remedy))
-    if p_value(certificate.losses, certificate.items, certificate.epsilon) > certificate.delta:
-        found = f"{certificate.losses} losses among {certificate.items} items"
-        claim = f"its certificate must support a loss of at most {certificate.epsilon:.2%}"
-        raise InvalidInput(Problem(f"cascade '{cascade.name}'", claim, found, remedy))
+    stated = Observed(certificate.claim, certificate.losses, certificate.gains, certificate.items)
+    if stated.p_value(certificate.epsilon) > certificate.delta:
+        found = _counted(stated)
+        rule = f"its certificate must support a loss of at most {certificate.epsilon:.2%}"
+        raise InvalidInput(Problem(f"cascade '{cascade.name}'", rule, found, remedy))
     if table is not None:
         _check_data(cascade, certificate, table.split(certificate.split), remedy)
     return certificate
@@ -123,33 +177,50 @@ def _check_data(cascade: Cascade, certificate: Certificate, sample: PredictionTa
     where = f"cascade '{cascade.name}'"
     if data_fingerprint(cascade, sample, certificate.reference) != certificate.data_fingerprint:
         raise Stale(Problem(where, "the predictions changed after it was certified on them", remedy=remedy))
-    lost = losses(route(cascade, sample).answer, reference_answers(sample, certificate.reference), sample.labels)
-    if (int(lost.sum()), len(lost)) != (certificate.losses, certificate.items):
-        stated = f"{certificate.losses} losses among {certificate.items} items"
-        found = f"{int(lost.sum())} among {len(lost)}"
-        raise InvalidInput(Problem(where, f"its certificate states {stated}", found, remedy))
+    stated = Observed(certificate.claim, certificate.losses, certificate.gains, certificate.items)
+    found = Observed.of(route(cascade, sample).answer, sample, certificate.reference, certificate.claim)
+    if found != stated:
+        raise InvalidInput(Problem(where, f"its certificate states {_counted(stated)}", _counted(found), remedy))
 
 
-def labels_enough(loss_rate: float, epsilon: float, delta: float) -> int | None:
-    """A number of labels with which `loss_rate` would be certified at epsilon: the least on a grid in steps of 2%.
+def _counted(observed: Observed) -> str:
+    """For messages: 6 losses and 4 gains among 600 items."""
+    gains = f" and {observed.gains} gains" if observed.claim == "excess" else ""
+    return f"{observed.losses} losses{gains} among {observed.items} items"
+
+
+def labels_enough(observed: Observed, epsilon: float, delta: float) -> int | None:
+    """A number of labels with which rates like those observed would be certified at epsilon: the least on a grid in steps of
+    2% (10% for `excess`, whose test takes longer).
 
     None where no number would do, or only more than a million.
     """
-    if loss_rate >= epsilon:
+    if observed.rate >= epsilon:
         return None
     n = math.ceil(math.log(delta) / math.log1p(-epsilon))
-    while n <= _MOST_LABELS and p_value(math.ceil(loss_rate * n), n, epsilon) > delta:
-        n = math.ceil(n * 1.02)
-    return n if n <= _MOST_LABELS else None
+    step = 1.1 if observed.claim == "excess" else 1.02
+    while n <= _MOST_LABELS:
+        scale = n / observed.items
+        expected = Observed(observed.claim, math.ceil(observed.losses * scale), math.floor(observed.gains * scale), n)
+        if expected.p_value(epsilon) <= delta:
+            return n
+        n = math.ceil(n * step)
+    return None
 
 
-def _refusal(observed: int, items: int, epsilon: float, delta: float) -> str:
+_REFUSED: dict[Claim, str] = {
+    "excess": "lost {losses} of {items} certification items that the reference had right and gained {gains}",
+    "loss": "lost {losses} of {items} certification items that the reference had right",
+    "disagreement": "answered {losses} of {items} certification items differently from the reference",
+}
+
+
+def _refusal(observed: Observed, epsilon: float, delta: float) -> str:
     """Why nothing was certified, and what would help."""
-    text = (
-        f"the strictest setting lost {observed} of {items} certification items that the reference had right; "
-        f"a loss of at most {epsilon:.2%} cannot be claimed at {1 - delta:.0%} confidence"
-    )
-    enough = labels_enough(observed / items, epsilon, delta)
+    counts = _REFUSED[observed.claim].format(losses=observed.losses, gains=observed.gains, items=observed.items)
+    what = "disagreement" if observed.claim == "disagreement" else "loss"
+    text = f"the strictest setting {counts}; a {what} of at most {epsilon:.2%} cannot be claimed at {1 - delta:.0%} confidence"
+    enough = labels_enough(observed, epsilon, delta)
     if enough is None:
         return f"{text}. More labels will not help at this loss rate: allow a larger loss or choose stronger members"
     return f"{text}. About {enough} labels would be enough at this loss rate, or allow a larger loss"

@@ -11,7 +11,7 @@ the threshold never accepts on a vote that was not cast, and tells when a vote n
 
 Ties. `vote` is black-box: among the classes with most votes, the one voted for by the earliest listed member wins (so
 list the strongest member first). Rules that see probabilities give the tie to the class with the highest mean probability,
-then to the one voted for by the earliest listed member.
+then to the lower class index, so the order in which members are listed does not matter to them.
 """
 
 from __future__ import annotations

@@ -1,235 +1,463 @@
-"""Exhaustive search for the cheapest cascade that should keep the accuracy promise.
+"""Exhaustive search for the cheapest cascade at every accuracy.
 
-All two-tier cascades: one to three members first, one member last, rules `vote` and `score`, every quorum and every distinct
-threshold; and every single model. The outputs of a first tier are scored once; then all thresholds and all last
-tiers are one sort and one cumulative sum. The order of members within a tier only matters for ties, so each set is tried
-in one order: the most accurate first.
+Every first tier of a `Space` with every distinct gate, before every last tier, carried or not; and every single model. The
+outputs of a first tier are scored once by its rule; then `sweep` visits all gates and last tiers. What comes out is
+evaluated again through `route`, as everything else is. Three tiers are every first tier at a grid of its gates, before every
+middle tier with every gate, before every last tier.
 """
 
 from __future__ import annotations
 
-import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from coe.cascade.calibrate import with_bar
-from coe.cascade.certify import loss_upper_bound, reference_answers
-from coe.cascade.evaluate import always_accepts, evaluate, losses, route
-from coe.cascade.rules import rule
+from coe.cascade.certify import Observed, reference_answers
+from coe.cascade.evaluate import always_accepts, for_table, route, stats_of
+from coe.cascade.rules import rule_of
+from coe.cascade.space import Space, last_rule
+from coe.cascade.sweep import Best, Bits, Head, gates_between, staged_cost, sweep
+from coe.cascade.temperature import tempered_table
+from coe.cascade.unions import right_by_score, right_by_vote
+from coe.cascade.verdict import oracle_cost, verdict
+from coe.cost.calls import CallCosts
 from coe.errors import InvalidInput, Problem
 from coe.table import PredictionTable
-from coe.types import BoolArray, Cascade, FloatArray, Front, FrontPoint, IntArray, Tier
+from coe.types import Cascade, Claim, FloatArray, Front, FrontPoint, IntArray, Tier
 
 SPLIT = "calibration"
+_MOST_UNION_BYTES = 600_000_000
+_GRID = 20
+"""Gates of the first of three tiers that are tried, evenly spread over the items accepted."""
+_CHUNK = 64
+"""First tiers whose unions with last tiers are held at a time, where holding all would take too much memory."""
 
 
 def search(
     table: PredictionTable,
-    unit_cost_usd: Mapping[str, float],
+    costs: CallCosts,
     reference: str,
     epsilon: float,
     delta: float,
-    cost_source: str,
-    max_tier_members: int = 3,
+    space: Space | None = None,
+    *,
+    temperatures: Mapping[str, float] | None = None,
+    claim: Claim = "excess",
+    split: str = SPLIT,
+    threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Front:
-    """The accuracy/cost front on the calibration split, and the cheapest cascade whose loss bound is within epsilon.
+    """The accuracy/cost front on one split, and the cheapest cascade whose loss bound is within epsilon.
 
-    `unit_cost_usd` maps a member to dollars per call; members without one are an `InvalidInput`. `progress` is called
-    with (first tiers done, first tiers in all).
+    `costs` is per call and must align with the items of `split`, or with all of `table`. `progress` is called with (first
+    tiers done, first tiers in all). Raises `InvalidInput` for members without a cost and a reference that is not there.
     """
-    selection = table.split(SPLIT)
-    _check_costs(selection, unit_cost_usd)
-    known = reference_answers(selection, reference) == selection.labels
-    right = selection.answers == selection.labels[:, None]
-    ranked = sorted(selection.members, key=lambda m: -right[:, selection.members.index(m)].mean())
-    tiers = list(_first_tiers(ranked, max_tier_members, selection.probs is not None))
-    most_losses = _most_losses(len(selection), epsilon, delta)
-    sweeps: list[_Sweep] = []
-    evaluated = 0
-    for done, tier in enumerate(tiers):
-        if progress:
-            progress(done, len(tiers))
-        sweep = _sweep(tier, selection, unit_cost_usd, right, known)
-        evaluated += len(sweep.right)
-        sweeps.append(sweep.worth_keeping(most_losses))
-
-    def point(cascade: Cascade) -> FrontPoint:
-        return _point(cascade, selection, unit_cost_usd, reference, delta)
-
-    singles = tuple(sorted((point(_single(m)) for m in selection.members), key=_by_cost))
-    best = _cheapest_cascade(sweeps, most_losses)
-    cascade = None if best is None else point(best)
-    chosen = min(
-        (p for p in (cascade, *singles) if p is not None and p.loss_upper_bound <= epsilon), key=_by_cost, default=None
-    )
-    return Front(
-        reference=reference,
-        epsilon=epsilon,
-        delta=delta,
-        split=SPLIT,
-        items=len(selection),
-        method=f"exhaustive: every two-tier cascade of up to {max_tier_members} members before one last member",
-        evaluated=len(singles) + evaluated,
-        unit_cost_usd={m: float(unit_cost_usd[m]) for m in selection.members},
-        cost_source=cost_source,
-        points=_pareto([*singles, *(point(c) for c in _candidates(sweeps))]),
-        singles=singles,
-        chosen=chosen,
-        verdict=f"{_verdict(cascade, singles, reference, epsilon, delta)} Prices: {cost_source}.",
-    )
+    mask = table.splits == split
+    sample = table.split(split)
+    if costs.by_item and len(costs.per_call) == len(table):
+        costs = costs.rows(mask)
+    work = _Work.of(sample, costs, reference, space or Space(), temperatures or {})
+    found = work.explored(threads, progress)
+    return _front(work, found, epsilon, delta, claim, split)
 
 
 @dataclass(frozen=True)
-class _Sweep:
-    """Gates of one first tier before last members: one cascade per cell; arrays have shape (cells,)."""
+class _Found:
+    """What the sweeps found: cascades on the front by accuracy, the cheapest per number of losses, and how many were tried."""
 
-    first: Tier
-    last: tuple[str, ...]
-    gate: FloatArray
-    """The quorum or threshold."""
-    last_of: IntArray
-    """Index into `last`."""
-    usd_per_1k: FloatArray
-    right: IntArray
-    lost: IntArray
+    by_right: tuple[Cascade, ...]
+    by_lost: tuple[Cascade, ...]
+    evaluated: int
+    method: str
 
-    def cascade(self, cell: int) -> Cascade:
-        """The cascade of one cell."""
-        first, last = with_bar(self.first, float(self.gate[cell])), self.last[self.last_of[cell]]
-        name = f"{'+'.join(first.members)}-then-{last}"
-        return Cascade(name=name[:100], tiers=(first, Tier(members=(last,))))
 
-    def cheapest(self, most_losses: int) -> int | None:
-        """The cheapest cell with at most `most_losses` losses; at equal cost the most accurate, then the first."""
-        allowed = np.flatnonzero(self.lost <= most_losses)
-        if not len(allowed):
-            return None
-        return int(allowed[np.lexsort((-self.right[allowed], self.usd_per_1k[allowed]))[0]])
+@dataclass(frozen=True)
+class _Chunk:
+    """Heads to sweep before tails whose right answers and costs are held in memory together.
 
-    def worth_keeping(self, most_losses: int) -> _Sweep:
-        """Only the cells on this sweep's own front and the cheapest allowed one: no other can win later."""
-        keep = set(_undominated(self.usd_per_1k, self.right).tolist())
-        cheapest = self.cheapest(most_losses)
-        if cheapest is not None:
-            keep.add(cheapest)
-        cells = np.array(sorted(keep), dtype=np.int64)
-        return replace(
-            self,
-            gate=self.gate[cells],
-            last_of=self.last_of[cells],
-            usd_per_1k=self.usd_per_1k[cells],
-            right=self.right[cells],
-            lost=self.lost[cells],
+    heads: number -> (number to remember, head, numbers of its tails, their rows of `right`), for each of `numbers`.
+    """
+
+    numbers: range
+    heads: Callable[[int], Iterator[tuple[int, Head, IntArray, IntArray]]]
+    right: Bits
+    cost: FloatArray
+
+
+class _Progress:
+    """Counts steps and tells somebody."""
+
+    def __init__(self, total: int, tell: Callable[[int, int], None] | None) -> None:
+        self.done, self.total, self.tell = 0, total, tell
+
+    def step(self) -> None:
+        """One more is done."""
+        self.done += 1
+        if self.tell:
+            self.tell(min(self.done, self.total), self.total)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A sample prepared for sweeping."""
+
+    raw: PredictionTable
+    sample: PredictionTable
+    """With the temperatures applied, as every tier reads it."""
+    temperatures: Mapping[str, float]
+    costs: CallCosts
+    reference: str
+    space: Space
+    dropped: str
+    ranked: tuple[str, ...]
+    cost: FloatArray
+    """(items, members in table order)."""
+    known: Bits
+
+    @classmethod
+    def of(
+        cls,
+        raw: PredictionTable,
+        costs: CallCosts,
+        reference: str,
+        space: Space,
+        temperatures: Mapping[str, float],
+    ) -> _Work:
+        sample = tempered_table(raw, temperatures)
+        if sample.probs is None and any(r not in ("vote", "vote_entropy", "similarity") for r in space.rules or ()):
+            raise InvalidInput(Problem("rules", "these predictions hold no probabilities", remedy="use rule 'vote'"))
+        known = reference_answers(sample, reference) == sample.labels
+        right = (sample.answers == sample.labels[:, None]).mean(axis=0)
+        ranked = tuple(sorted(sample.members, key=lambda m: -right[sample.members.index(m)]))
+        rules = len(space.rules_for(sample))
+        narrow, dropped = space.narrowed(len(ranked), len(sample), rules)
+        cost = np.ascontiguousarray(costs.of(sample.members, len(sample)))
+        return cls(raw, sample, temperatures, costs, reference, narrow, dropped, ranked, cost, known.astype(np.uint8))
+
+    # --- Sweeping ---
+
+    def explored(self, threads: int, progress: Callable[[int, int], None] | None) -> _Found:
+        """Two tiers, and three where the space has them."""
+        firsts = [t for t in self.space.first_tiers(self.ranked, self.sample) if self._affordable(t)]
+        lasts = self.space.last_sets(self.ranked, self.sample.probs is not None)
+        count = _Progress(len(firsts) * (2 if self.space.tiers > 2 else 1), progress)
+        best, evaluated = self._swept(self._two_tiers(firsts, lasts), threads, count)
+        found = self._both(best, lambda at: self._two_tier(firsts, lasts, *at))
+        method = f"exhaustive: every first tier of up to {self.space.first_members} and last tier of up to "
+        method += f"{self.space.last_members} members, every gate"
+        if self.dropped:
+            method = f"beam: without {self.dropped}, to stay within {self.space.most_cells:.0e} configurations"
+        if self.space.tiers > 2:
+            deep = _Deep.of(self, firsts)
+            best, more = self._swept(deep.chunks(), threads, count)
+            found = [(*two, *three) for two, three in zip(found, self._both(best, deep.tiers), strict=True)]
+            evaluated += more
+            method += f"; three tiers: {deep.method}"
+        return _Found(found[0], found[1], evaluated, method)
+
+    def _affordable(self, tier: Tier) -> bool:
+        """A tier that costs more than allowed before any query is deferred is out."""
+        columns = self.sample.columns(tier.members)
+        first = columns[:1] if tier.dispatch == "staged" else columns
+        return float(self.cost[:, first].sum(axis=1).mean()) <= self.space.most_cost
+
+    def _swept(self, chunks: Iterator[_Chunk], threads: int, count: _Progress) -> tuple[tuple[Best, Best], int]:
+        """Sweep every chunk, on several threads: the kernel does not hold the interpreter."""
+        n = len(self.sample)
+        best, evaluated, lock = (Best.none(n), Best.none(n)), 0, threading.Lock()
+        with ThreadPoolExecutor(threads) as pool:
+            for chunk in chunks:
+
+                def visit(number: int, chunk: _Chunk = chunk) -> int:
+                    own = (Best.none(n), Best.none(n))
+                    seen = 0
+                    for at, head, tails, rows in chunk.heads(number):
+                        seen += sweep(at, head, tails, chunk.right, rows, chunk.cost, self.known, *own)
+                    with lock:
+                        for mine, theirs in zip(best, own, strict=True):
+                            mine.merge(theirs)
+                    return seen
+
+                for seen in pool.map(visit, chunk.numbers):
+                    evaluated += seen
+                    count.step()
+        return best, evaluated
+
+    def head(self, tier: Tier) -> Head:
+        """The first tier scored on the sample, with its gates."""
+        outputs = self.sample.outputs(tier.members)
+        scored = rule_of(tier)(outputs)
+        # no gate accepts where a missing vote could change the answer, or where nobody voted
+        score = np.where(scored.certain & (scored.answer >= 0), scored.score, -np.inf)
+        order = np.argsort(-score, kind="stable")
+        falling = score[order]
+        gates, bars = gates_between(falling, tier.rule == "vote")
+        keep = np.array([_is_gate(tier, float(bar), len(self.sample.classes)) for bar in bars], dtype=np.bool_)
+        gates, bars = gates[keep], bars[keep]
+        own = (scored.answer == self.sample.labels).astype(np.uint8)[order]
+        return Head(order, own, falling, gates, bars, self._head_cost(tier, bars), len(order))
+
+    def _head_cost(self, tier: Tier, bars: FloatArray) -> FloatArray:
+        """(gates,): mean cost per item of the tier itself at each bar."""
+        cost = self.cost[:, self.sample.columns(tier.members)]
+        if tier.dispatch == "parallel":
+            return np.full(len(bars), cost.sum(axis=1).mean())
+        outputs = self.sample.outputs(tier.members)
+        size = len(tier.members)
+        opens, closes = np.empty((len(cost), size - 1)), np.empty((len(cost), size - 1))
+        for heard in range(1, size):
+            partly = rule_of(tier)(outputs.without(np.arange(size) >= heard))
+            opens[:, heard - 1] = np.where(partly.certain & (partly.answer >= 0), partly.score, -np.inf)
+            closes[:, heard - 1] = np.inf if partly.highest is None else partly.highest
+        return staged_cost(cost[:, 0], cost[:, 1:], opens, closes, bars)
+
+    def tail_costs(self, sets: Sequence[tuple[int, ...]]) -> FloatArray:
+        """(sets,) or (sets, items): what a set of columns costs per item."""
+        cost = np.stack([self.cost[:, s].sum(axis=1) for s in sets])
+        return cost if self.costs.by_item else cost[:, 0]
+
+    def rights(self, voters: Sequence[tuple[int, ...]]) -> Bits:
+        """(sets, items): where each sequence of voters is right, by the rule of a last tier."""
+        return (right_by_vote if self.sample.probs is None else right_by_score)(self.sample, voters)
+
+    def key(self, voters: tuple[int, ...]) -> tuple[int, ...]:
+        """What the answer of `voters` depends on: their order only where ties of votes are broken by it."""
+        return voters if self.sample.probs is None else tuple(sorted(voters))
+
+    def _two_tiers(self, firsts: Sequence[Tier], lasts: Sequence[tuple[str, ...]]) -> Iterator[_Chunk]:
+        """Chunks of first tiers before last tiers. Tail number = 2 x last set + carried."""
+        index = {m: i for i, m in enumerate(self.sample.members)}
+        sets = [tuple(index[m] for m in last) for last in lasts]
+        cost = np.repeat(self.tail_costs(sets), 2, axis=0)
+        heads = [tuple(index[m] for m in t.members) for t in firsts]
+        unions = len({self.key((*s, *h)) for h in set(heads) for s in sets}) if True in self.space.carry else 0
+        step = len(firsts) if unions * len(self.sample) <= _MOST_UNION_BYTES else _CHUNK
+        for start in range(0, len(firsts), max(step, 1)):
+            numbers = range(start, min(start + step, len(firsts)))
+            rows: dict[tuple[int, ...], int] = {}
+            plans: dict[int, tuple[IntArray, IntArray]] = {}
+            for number in numbers:
+                tails, at = [], []
+                for tail, own in enumerate(sets):
+                    if set(own) & set(heads[number]):
+                        continue
+                    for carried in self.space.carry:
+                        if carried and firsts[number].dispatch == "staged":
+                            continue  # who was asked depends on the gate, so the union does too
+                        tails.append(2 * tail + carried)
+                        at.append(rows.setdefault(self.key((*own, *heads[number]) if carried else own), len(rows)))
+                plans[number] = np.array(tails, dtype=np.int64), np.array(at, dtype=np.int64)
+
+            def heads_of(
+                number: int, plans: dict[int, tuple[IntArray, IntArray]] = plans
+            ) -> Iterator[tuple[int, Head, IntArray, IntArray]]:
+                yield number, self.head(firsts[number]), *plans[number]
+
+            yield _Chunk(numbers, heads_of, self.rights(list(rows)), cost)
+
+    def _two_tier(
+        self, firsts: Sequence[Tier], lasts: Sequence[tuple[str, ...]], number: int, tail: int, gate: int
+    ) -> tuple[Tier, ...]:
+        first = with_bar(firsts[number], float(self.head(firsts[number]).bars[gate]))
+        return first, self.last_tier(lasts[tail // 2], tail % 2)
+
+    def last_tier(self, members: tuple[str, ...], carry: int) -> Tier:
+        """A last tier; where one vote is all that counts the rule does not matter."""
+        rule = "vote" if len(members) == 1 and not carry else last_rule(self.sample)
+        return Tier(members=members, rule=rule, carry=carry)
+
+    def _cost_of(self, cascade: Cascade, asked: np.ndarray) -> FloatArray:
+        """(items,): what a cascade costs on each item. asked: (items, members of the cascade)."""
+        cost: FloatArray = (self.cost[:, self.sample.columns(cascade.members)] * asked).sum(axis=1)
+        return cost
+
+    # --- From cells to cascades ---
+
+    def _both(
+        self, best: tuple[Best, Best], tiers_of: Callable[[tuple[int, int, int]], tuple[Tier, ...]]
+    ) -> list[tuple[Cascade, ...]]:
+        """The cascades on the front by right answers, and on that by losses."""
+        return [
+            tuple(
+                self._named(tiers_of((int(b.head[count]), int(b.tail[count]), int(b.gate[count]))))
+                for count in b.front(fewest)
+            )
+            for b, fewest in zip(best, (False, True), strict=True)
+        ]
+
+    def _named(self, tiers: tuple[Tier, ...]) -> Cascade:
+        name = "-then-".join("+".join(t.members) for t in tiers).replace(" ", "-")
+        members = {m for t in tiers for m in t.members}
+        own = {m: t for m, t in self.temperatures.items() if m in members}
+        return for_table(Cascade(name=name[:100], tiers=tiers, temperatures=own), self.sample)
+
+    def point(self, cascade: Cascade) -> FrontPoint:
+        """Cost and statistics of one cascade, through the same `route` as everything else."""
+        routing = route(cascade, self.raw)
+        return FrontPoint(
+            cascade=cascade,
+            stats=stats_of(cascade, routing, self.sample.labels),
+            cost_per_1k=1000 * float(self._cost_of(cascade, routing.asked).mean()),
+        )
+
+    def observed(self, cascade: Cascade, claim: Claim) -> Observed:
+        """What the claim is judged by, on the sample."""
+        return Observed.of(route(cascade, self.raw).answer, self.raw, self.reference, claim)
+
+    def bounded(self, point: FrontPoint, delta: float, claim: Claim) -> FrontPoint:
+        """The point with its loss bound."""
+        bound = self.observed(point.cascade, claim).upper_bound(delta)
+        return point.model_copy(update={"loss_upper_bound": bound})
+
+    def cheapest_allowed(
+        self, points: Sequence[FrontPoint], epsilon: float, delta: float, claim: Claim
+    ) -> FrontPoint | None:
+        """The cheapest point whose loss bound is within epsilon, with that bound."""
+        for point in sorted(points, key=_by_cost):
+            observed = self.observed(point.cascade, claim)
+            # no exact bound lies this close to the rate observed, so the dear test is spared
+            if observed.rate > epsilon or observed.p_value(epsilon) > delta:
+                continue
+            return self.bounded(point, delta, claim)
+        return None
+
+
+@dataclass(frozen=True)
+class _Deep:
+    """Three tiers: first tiers at some of their gates, before middle tiers, before last tiers."""
+
+    work: _Work
+    firsts: tuple[Tier, ...]
+    middles: tuple[Tier, ...]
+    heads: tuple[Head, ...]
+    """Of the middle tiers, over all items."""
+    lasts: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, work: _Work, firsts: Sequence[Tier]) -> _Deep:
+        space = replace(work.space, first_members=work.space.middle_members, dispatch=("parallel",))
+        rule = last_rule(work.sample)
+        middles = tuple(t for t in space.first_tiers(work.ranked, work.sample) if t.rule == rule)
+        lasts = tuple((m,) for m in work.ranked)
+        most = min(work.space.first_members, 2 if work.sample.probs is not None else 3)
+        near = tuple(t for t in firsts if t.rule == rule and len(t.members) <= most)
+        return cls(work, near, middles, tuple(work.head(m) for m in middles), lasts)
+
+    @property
+    def method(self) -> str:
+        """What was tried, in words."""
+        most = max((len(t.members) for t in self.firsts), default=0)
+        return (
+            f"first tiers of up to {most} by {last_rule(self.work.sample)} at {_GRID} gates each, middle tiers of up to "
+            f"{self.work.space.middle_members} at every gate, one last member, alone or with the middle tier's votes"
+        )
+
+    def chunks(self) -> Iterator[_Chunk]:
+        """One chunk with all first tiers. Tail number = 2 x last member + carried."""
+        index = {m: i for i, m in enumerate(self.work.sample.members)}
+        last = [index[m] for (m,) in self.lasts]
+        rows: dict[tuple[int, ...], int] = {}
+        plans: list[tuple[list[int], list[int]]] = []
+        for middle in self.middles:
+            own = tuple(index[m] for m in middle.members)
+            tails, at = [], []
+            for tail, column in enumerate(last):
+                if column in own:
+                    continue
+                for carried in self.work.space.carry:
+                    tails.append(2 * tail + carried)
+                    at.append(rows.setdefault(self.work.key((column, *own) if carried else (column,)), len(rows)))
+            plans.append((tails, at))
+        costs = [self.work.cost[:, self.work.sample.columns(m.members)].sum(axis=1) for m in self.middles]
+
+        def heads_of(number: int) -> Iterator[tuple[int, Head, IntArray, IntArray]]:
+            first = self.firsts[number]
+            taken = {index[m] for m in first.members}
+            head = self.work.head(first)
+            for g, gate in enumerate(self._grid(head)):
+                for k, middle in enumerate(self.middles):
+                    if taken & {index[m] for m in middle.members}:
+                        continue
+                    behind = head.behind(gate, self.heads[k], costs[k], self.work.known, middle.rule == "vote")
+                    free = [i for i, t in enumerate(plans[k][0]) if last[t // 2] not in taken]
+                    tails, at = (np.array([plan[i] for i in free], dtype=np.int64) for plan in plans[k])
+                    yield (number * _GRID + g) * len(self.middles) + k, behind, tails, at
+
+        if self.firsts and self.middles:
+            cost = np.repeat(self.work.tail_costs([(c,) for c in last]), 2, axis=0)
+            yield _Chunk(range(len(self.firsts)), heads_of, self.work.rights(list(rows)), cost)
+
+    @staticmethod
+    def _grid(head: Head) -> list[int]:
+        """Up to `_GRID` gate numbers, evenly spread over the items accepted."""
+        if not len(head.gates):
+            return []
+        wanted = np.linspace(head.gates[0], head.gates[-1], _GRID)
+        return [int(g) for g in np.unique(np.searchsorted(head.gates, wanted))]
+
+    def tiers(self, at: tuple[int, int, int]) -> tuple[Tier, ...]:
+        """The tiers of a head, tail and gate."""
+        number, tail, gate = at
+        rest, k = divmod(number, len(self.middles))
+        first, middle = self.firsts[rest // _GRID], self.middles[k]
+        head = self.work.head(first)
+        outer = self._grid(head)[rest % _GRID]
+        own_cost = np.zeros(len(self.work.sample))
+        behind = head.behind(outer, self.heads[k], own_cost, self.work.known, middle.rule == "vote")
+        return (
+            with_bar(first, float(head.bars[outer])),
+            with_bar(middle, float(behind.bars[gate])),
+            self.work.last_tier(self.lasts[tail // 2], tail % 2),
         )
 
 
-def _first_tiers(ranked: Sequence[str], most: int, has_probs: bool) -> Iterator[Tier]:
-    """Every first tier worth gating: sets of members with `vote` (from two up) and, with probabilities, `score`."""
-    for size in range(1, min(most, len(ranked) - 1) + 1):
-        for members in itertools.combinations(ranked, size):
-            if size > 1:
-                yield Tier(members=members, rule="vote", quorum=size)
-            if has_probs:
-                yield Tier(members=members, rule="score", threshold=1.0)
-
-
-def _sweep(
-    tier: Tier, table: PredictionTable, unit_cost_usd: Mapping[str, float], right: BoolArray, known: BoolArray
-) -> _Sweep:
-    """Every gate of `tier` before every member outside it, gates strictest first, then last members in table order.
-
-    right: (items, members), where a member is right. known: (items,), where the reference is right.
-    """
-    scored = rule(tier.rule)(table.outputs(tier.members))
-    # no gate accepts where a missing vote could change the answer
-    score = np.where(scored.certain, scored.score, -np.inf)
-    order = np.argsort(-score, kind="stable")
-    falling = score[order]
-    cuts = np.flatnonzero(falling[1:] != falling[:-1]) + 1  # how many items each gate accepts; never none, never all
-    bars = _bars(tier.rule, falling[cuts - 1], falling[cuts])
-    keep = np.array([_is_gate(tier, float(bar), len(table.classes)) for bar in bars], dtype=np.bool_)
-    cuts, bars = cuts[keep], bars[keep]
-    last = tuple(m for m in table.members if m not in tier.members)
-    last_right = right[:, table.columns(last)]
-    own_right = scored.answer == table.labels
-    deferred = 1 - cuts / len(table)
-    first_usd = sum(unit_cost_usd[m] for m in tier.members)
-    last_usd = np.array([unit_cost_usd[m] for m in last])
-    return _Sweep(
-        first=tier,
-        last=last,
-        gate=np.repeat(bars, len(last)),
-        last_of=np.tile(np.arange(len(last)), len(cuts)),
-        usd_per_1k=(1000 * (first_usd + deferred[:, None] * last_usd[None, :])).ravel(),
-        right=_counts(own_right[order], last_right[order], cuts).ravel(),
-        lost=_counts((~own_right & known)[order], (~last_right & known[:, None])[order], cuts).ravel(),
+def _front(work: _Work, found: _Found, epsilon: float, delta: float, claim: Claim, split: str) -> Front:
+    """The noun, from what was found."""
+    singles = tuple(
+        sorted(
+            (work.bounded(work.point(for_table(_single(m), work.sample)), delta, claim) for m in work.sample.members),
+            key=_by_cost,
+        )
     )
-
-
-def _bars(rule_name: str, lowest_accepted: FloatArray, highest_deferred: FloatArray) -> FloatArray:
-    """The quorum or threshold between two neighbouring scores; all of shape (cuts,).
-
-    A threshold lies halfway, so that rounding changes no decision; below it may be only items that are never accepted.
-    """
-    if rule_name == "vote":
-        return lowest_accepted
-    between: FloatArray = (lowest_accepted + highest_deferred) / 2
-    return np.where(np.isfinite(highest_deferred), between, lowest_accepted)
+    by_right = [work.point(c) for c in found.by_right]
+    # on balance, fewer losses are no merit of their own
+    by_lost = [] if claim == "excess" else [work.point(c) for c in found.by_lost]
+    cascade = work.cheapest_allowed([*by_right, *by_lost], epsilon, delta, claim)
+    single = next((p for p in singles if p.loss_upper_bound is not None and p.loss_upper_bound <= epsilon), None)
+    floor = oracle_cost(work.sample, work.cost)
+    return Front(
+        reference=work.reference,
+        epsilon=epsilon,
+        delta=delta,
+        claim=claim,
+        split=split,
+        items=len(work.sample),
+        method=found.method,
+        evaluated=len(singles) + found.evaluated,
+        cost_unit=work.costs.unit,
+        unit_cost=dict(zip(work.sample.members, work.cost.mean(axis=0).tolist(), strict=True)),
+        cost_source=work.costs.source,
+        oracle_cost_per_1k=1000 * floor,
+        points=_pareto([*singles, *by_right]),
+        singles=singles,
+        chosen=min((p for p in (cascade, single) if p is not None), key=_by_cost, default=None),
+        verdict=verdict(cascade, single, work.reference, epsilon, delta, work.costs, 1000 * floor),
+    )
 
 
 def _is_gate(tier: Tier, bar: float, classes: int) -> bool:
     """True where the gate can defer: no quorum of one vote, nothing that always accepts."""
-    if tier.rule == "vote" and bar < 2:
-        return False
-    return not always_accepts(with_bar(tier, bar), classes)
+    if tier.rule == "vote":
+        return bar >= 2 and not always_accepts(with_bar(tier, bar), classes)
+    return bar > 0 and not (tier.rule == "score" and bar <= 1 / (classes * len(tier.members)))
 
 
-def _counts(first: BoolArray, last: BoolArray, cuts: IntArray) -> IntArray:
-    """How often True, when the first `cut` items take the first tier's value and the others the last member's.
-
-    first: (items,) and last: (items, last members), both by falling score -> (cuts, last members).
-    """
-    accepted = np.cumsum(first)[cuts - 1]
-    deferred = last.sum(axis=0)[None, :] - np.cumsum(last, axis=0)[cuts - 1]
-    counts: IntArray = accepted[:, None] + deferred
-    return counts
-
-
-def _cheapest_cascade(sweeps: Sequence[_Sweep], most_losses: int) -> Cascade | None:
-    """The cheapest cascade with at most `most_losses` losses; at equal cost the most accurate, then the first found."""
-    best: tuple[float, int] | None = None
-    cascade = None
-    for sweep in sweeps:
-        cell = sweep.cheapest(most_losses)
-        if cell is None:
-            continue
-        key = (float(sweep.usd_per_1k[cell]), -int(sweep.right[cell]))
-        if best is None or key < best:
-            best, cascade = key, sweep.cascade(cell)
-    return cascade
-
-
-def _candidates(sweeps: Sequence[_Sweep]) -> Iterator[Cascade]:
-    """The cascades that no other beats in both cost and number right, cheapest first."""
-    cells = [(sweep, cell) for sweep in sweeps for cell in range(len(sweep.right))]
-    if not cells:
-        return
-    cost = np.concatenate([s.usd_per_1k for s in sweeps])
-    right = np.concatenate([s.right for s in sweeps])
-    for at in _undominated(cost, right):
-        sweep, cell = cells[at]
-        yield sweep.cascade(cell)
-
-
-def _undominated(usd: FloatArray, right: IntArray) -> IntArray:
-    """Indices that no cheaper (or equally dear) cell equals in number right, cheapest first."""
-    order = np.lexsort((-right, usd))
-    most_before = np.concatenate([[-1], np.maximum.accumulate(right[order])[:-1]])[: len(order)]
-    front: IntArray = order[right[order] > most_before]
-    return front
+def _single(member: str) -> Cascade:
+    return Cascade(name=member, tiers=(Tier(members=(member,)),))
 
 
 def _pareto(points: Sequence[FrontPoint]) -> tuple[FrontPoint, ...]:
@@ -243,63 +471,4 @@ def _pareto(points: Sequence[FrontPoint]) -> tuple[FrontPoint, ...]:
 
 def _by_cost(point: FrontPoint) -> tuple[float, float, int]:
     """Cheapest first, then most accurate, then fewest tiers."""
-    return point.usd_per_1k, -point.stats.accuracy, len(point.cascade.tiers)
-
-
-def _single(member: str) -> Cascade:
-    return Cascade(name=member, tiers=(Tier(members=(member,)),))
-
-
-def _point(
-    cascade: Cascade, table: PredictionTable, unit_cost_usd: Mapping[str, float], reference: str, delta: float
-) -> FrontPoint:
-    """Cost, statistics and loss bound of one cascade, through the same `evaluate` as everything else."""
-    stats = evaluate(cascade, table)
-    lost = losses(route(cascade, table).answer, reference_answers(table, reference), table.labels)
-    return FrontPoint(
-        cascade=cascade,
-        stats=stats,
-        usd_per_1k=1000 * sum(stats.calls[m] * unit_cost_usd[m] for m in cascade.members),
-        loss_upper_bound=loss_upper_bound(int(lost.sum()), len(table), delta),
-    )
-
-
-def _most_losses(items: int, epsilon: float, delta: float) -> int:
-    """The most losses whose upper bound is still within epsilon; -1 where not even none would do."""
-    allowed = -1
-    while allowed + 1 <= items and loss_upper_bound(allowed + 1, items, delta) <= epsilon:
-        allowed += 1
-    return allowed
-
-
-def _verdict(
-    cascade: FrontPoint | None, singles: Sequence[FrontPoint], reference: str, epsilon: float, delta: float
-) -> str:
-    """In words: whether a cascade pays, against the cheapest single model that keeps the same promise."""
-    promise = f"losing at most {epsilon:.2%} against {reference} (upper bound at {1 - delta:.0%})"
-    single = next((s for s in singles if s.loss_upper_bound <= epsilon), None)
-    if cascade is None and single is None:
-        return f"Nothing keeps the promise of {promise} on this split: it is too small or the loss allowed too low."
-    if cascade is None:
-        assert single is not None
-        return f"One model is best: {single.cascade.name}; no cascade keeps the promise of {promise}."
-    if single is None:
-        return f"Only cascades keep the promise of {promise}; the cheapest is {cascade.cascade.name}."
-    ratio = cascade.usd_per_1k / single.usd_per_1k if single.usd_per_1k else float("inf")
-    if ratio >= 1:
-        return (
-            f"One model is best: {single.cascade.name} at ${single.usd_per_1k:.4g} per 1,000 queries; "
-            f"the cheapest cascade, {cascade.cascade.name}, costs {ratio:.2f} times as much, {promise}."
-        )
-    return (
-        f"The cascade {cascade.cascade.name} costs ${cascade.usd_per_1k:.4g} per 1,000 queries, {1 - ratio:.0%} less "
-        f"than the best single model, {single.cascade.name}, {promise}."
-    )
-
-
-def _check_costs(table: PredictionTable, unit_cost_usd: Mapping[str, float]) -> None:
-    """Every member needs a cost: an unknown one must not count as free."""
-    lacking = [m for m in table.members if m not in unit_cost_usd]
-    if lacking:
-        remedy = "profile them on an accelerator that has a price"
-        raise InvalidInput(Problem("unit costs", f"no cost is known for {', '.join(lacking)}", remedy=remedy))
+    return point.cost_per_1k, -point.stats.accuracy, len(point.cascade.tiers)

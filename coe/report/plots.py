@@ -359,7 +359,7 @@ def _front(front: Front) -> Any:
             fontsize=9.5,
             fontweight="bold",
         )
-    costs = [p.usd_per_1k for p in (*points, *singles) if p.usd_per_1k > 0]
+    costs = [p.cost_per_1k for p in (*points, *singles) if p.cost_per_1k > 0]
     if costs and max(costs) > 8 * min(costs) and len(costs) == len(points) + len(singles):
         axis.set_xscale("log")
         _plain_log_ticks(axis, min(costs), max(costs))
@@ -375,7 +375,7 @@ def _front(front: Front) -> Any:
 
 
 def _places(points: Sequence[FrontPoint]) -> tuple[list[float], list[float]]:
-    return [p.usd_per_1k for p in points], [100 * p.stats.accuracy for p in points]
+    return [p.cost_per_1k for p in points], [100 * p.stats.accuracy for p in points]
 
 
 def _plain_log_ticks(axis: Any, low: float, high: float) -> None:

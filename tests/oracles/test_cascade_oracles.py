@@ -19,6 +19,8 @@ from scipy.stats import binom, binomtest
 from coe.cascade.calibrate import calibrate, path
 from coe.cascade.evaluate import losses, route
 from coe.cascade.search import search
+from coe.cascade.space import Space
+from coe.cost.calls import constant
 from coe.errors import CannotCertify, InvalidInput
 from coe.table import PredictionTable
 from coe.types import Cascade, Tier
@@ -26,6 +28,8 @@ from tests import factories
 
 MEMBERS = ("small", "other", "middle", "large")
 COST = {"small": 0.1, "other": 0.13, "middle": 0.17, "large": 2.0}
+PRICES = constant(COST, "usd", "prices of a test")
+PLAIN = Space(last_members=1, carry=(False,))
 
 
 def eighths(n: int, classes: int, seed: int, missing: float = 0.0) -> PredictionTable:
@@ -96,7 +100,9 @@ def judged(rule: str, members: Sequence[str], table: PredictionTable, row: int) 
         k: sum(float(table.probs[row, c, k]) for c, v in zip(cols, votes, strict=True) if v != -1) / len(cols)
         for k in leading
     }
-    answer = leading[0] if rule == "vote" else max(leading, key=lambda k: mean[k])  # `max` keeps the earliest of equals
+    answer = (
+        leading[0] if rule == "vote" else max(sorted(leading), key=lambda k: mean[k])
+    )  # `max` keeps the lowest of equals
     score = float(votes.count(answer)) if rule == "vote" else mean[answer]
     return answer, score, settled(rule, votes, answer, len(table.classes))
 
@@ -218,21 +224,21 @@ def test_search_finds_the_whole_front_and_the_cheapest_that_may_be_chosen(
     for (usd, _, _), right in zip(sorted(everything, key=lambda e: (e[0], -e[1])), best_right, strict=True):
         front.setdefault(right, usd)
     for epsilon in (0.05, 0.12, 0.3):
-        found = search(table, COST, "large", epsilon, 0.1, "prices of a test")
-        assert {round(p.stats.accuracy * len(sample)): round(p.usd_per_1k, 6) for p in found.points} == front
+        found = search(table, PRICES, "large", epsilon, 0.1, PLAIN, claim="loss")
+        assert {round(p.stats.accuracy * len(sample)): round(p.cost_per_1k, 6) for p in found.points} == front
         assert found.evaluated == len(everything)
         allowed = [usd for usd, _, lost in everything if p_value(lost, len(sample), epsilon) <= 0.1]
-        assert (None if found.chosen is None else round(found.chosen.usd_per_1k, 6)) == min(allowed, default=None)
+        assert (None if found.chosen is None else round(found.chosen.cost_per_1k, 6)) == min(allowed, default=None)
 
 
 def test_the_front_says_what_its_cascades_do() -> None:
     table = eighths(240, 5, 9, 0.3)
     sample = table.split("calibration")
-    found = search(table, COST, "large", 0.1, 0.1, "prices of a test")
+    found = search(table, PRICES, "large", 0.1, 0.1, PLAIN, claim="loss")
     for point in found.points:
         walks = [walked(point.cascade, sample, row) for row in range(len(sample))]
         dollars = [sum(COST[m] for t in point.cascade.tiers[: at + 1] for m in t.members) for _, at in walks]
-        assert point.usd_per_1k == pytest.approx(1000 * np.mean(dollars))
+        assert point.cost_per_1k == pytest.approx(1000 * np.mean(dollars))
         assert point.stats.accuracy == pytest.approx(np.mean(np.array([a for a, _ in walks]) == sample.labels))
 
 
@@ -245,7 +251,7 @@ def test_the_front_says_what_its_cascades_do() -> None:
 def test_the_certificate_counts_what_the_walk_counts(seed: int, rule: str, missing: float) -> None:
     table = eighths(1600, 5, seed, missing)
     shape = factories.cascade(("middle", "other", "small"), rule=rule)
-    certified = calibrate(shape, table, "large", 0.05, 0.05)
+    certified = calibrate(shape, table, "large", 0.05, 0.05, "loss")
     certificate = certified.certificate
     assert certificate is not None
     held_out = table.split("certification")
@@ -281,7 +287,7 @@ def test_calibrated_cascades_break_their_promise_in_at_most_delta_of_all_samples
         rows = rng.choice(len(population), len(splits), replace=False)
         sample = replace(shuffled(population, rows), splits=splits)
         try:
-            tiers = calibrate(shape, sample, "large", epsilon, delta).tiers
+            tiers = calibrate(shape, sample, "large", epsilon, delta, "loss").tiers
         except CannotCertify:
             continue
         certified += 1
@@ -300,4 +306,4 @@ def test_a_reference_that_did_not_answer_is_no_yardstick() -> None:
     answers[250, MEMBERS.index("large")] = -1
     gappy = replace(table, answers=answers)
     with pytest.raises(InvalidInput, match="'large'.*an answer for every item.*none for 1 of 100.*item-00250"):
-        calibrate(factories.cascade(), gappy, "large", 0.1, 0.1)
+        calibrate(factories.cascade(), gappy, "large", 0.1, 0.1, "loss")

@@ -109,8 +109,8 @@ def everything(table: PredictionTable = TABLE) -> list[dict[str, int]]:
         Cascade(
             tiers=(
                 Tier(members=("small", "other"), rule="score", threshold=0.8),
-                Tier(members=("middle",), rule="vote", quorum=3, carry=True),
-                Tier(members=("large",), rule="score", carry=True),
+                Tier(members=("middle",), rule="vote", quorum=3, carry=1),
+                Tier(members=("large",), rule="score", carry=2),
             )
         ),
         Cascade(
@@ -118,7 +118,7 @@ def everything(table: PredictionTable = TABLE) -> list[dict[str, int]]:
             temperatures={"small": 1.5},
             tiers=(
                 Tier(members=("small", "other"), rule="score", threshold=0.8, dispatch="staged"),
-                Tier(members=("middle", "large"), rule="mean", carry=True, dispatch="staged"),
+                Tier(members=("middle", "large"), rule="mean", carry=1, dispatch="staged"),
             ),
         ),
     ],

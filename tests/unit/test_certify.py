@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy.stats import binom, binomtest
 
 from coe.cascade.calibrate import calibrate, gates_of, path, refuse_overlap, thresholds
 from coe.cascade.certify import (
+    Observed,
     certify_path,
     labels_enough,
     loss_upper_bound,
@@ -39,9 +41,9 @@ def test_certified_means_that_the_upper_bound_is_within_epsilon(observed: int) -
 
 
 def test_299_labels_without_loss_certify_one_per_cent() -> None:
-    assert labels_enough(0.0, 0.01, 0.05) == 299
-    assert labels_enough(0.02, 0.01, 0.05) is None
-    n = labels_enough(0.005, 0.01, 0.05)
+    assert labels_enough(Observed("loss", 0, 0, 100), 0.01, 0.05) == 299
+    assert labels_enough(Observed("loss", 2, 0, 100), 0.01, 0.05) is None
+    n = labels_enough(Observed("loss", 1, 0, 200), 0.01, 0.05)
     assert n is not None
     assert p_value(int(np.ceil(0.005 * n)), n, 0.01) <= 0.05
 
@@ -83,7 +85,7 @@ def test_votes_have_their_quorums_as_gates() -> None:
 
 def test_the_loosest_certifiable_step_is_taken() -> None:
     table = factories.table(n=4000)
-    certified = calibrate(factories.cascade(), table, "large", EPSILON, DELTA)
+    certified = calibrate(factories.cascade(), table, "large", EPSILON, DELTA, "loss")
     certificate = certified.certificate
     assert certificate is not None
     assert certificate.upper_bound <= EPSILON
@@ -99,26 +101,26 @@ def test_the_loosest_certifiable_step_is_taken() -> None:
 
 def test_a_single_model_is_certified_as_it_is() -> None:
     single = Cascade(tiers=(Tier(members=("large",)),))
-    certified = calibrate(single, factories.table(n=2000), "large", EPSILON, DELTA)
+    certified = calibrate(single, factories.table(n=2000), "large", EPSILON, DELTA, "loss")
     assert certified.certificate is not None
     assert certified.certificate.losses == 0
 
 
 def test_too_few_labels_are_said_to_be_too_few() -> None:
     with pytest.raises(CannotCertify, match=r"of 25 certification items.*About \d+ labels would be enough") as caught:
-        calibrate(factories.cascade(), factories.table(n=100, seed=5), "large", EPSILON, DELTA)
+        calibrate(factories.cascade(), factories.table(n=100, seed=5), "large", EPSILON, DELTA, "loss")
     assert caught.value.exit_code == 5
 
 
 def test_a_weak_last_tier_is_refused_for_good() -> None:
     weak = factories.cascade(first=("middle",), last=("small",))
     with pytest.raises(CannotCertify, match="More labels will not help"):
-        calibrate(weak, factories.table(n=2000), "large", EPSILON, DELTA)
+        calibrate(weak, factories.table(n=2000), "large", EPSILON, DELTA, "loss")
 
 
 def test_certificates_notice_changes() -> None:
     table = factories.table(n=2000)
-    certified = calibrate(factories.cascade(), table, "large", EPSILON, DELTA)
+    certified = calibrate(factories.cascade(), table, "large", EPSILON, DELTA, "loss")
     assert verify_certificate(certified, table) == certified.certificate
     looser = certified.model_copy(update={"tiers": factories.cascade(threshold=0.5).tiers})
     with pytest.raises(Stale, match="tiers changed"):
@@ -131,7 +133,7 @@ def test_certificates_notice_changes() -> None:
 
 def test_other_members_of_the_pool_may_change_without_making_a_certificate_stale() -> None:
     table = factories.table(n=2000)
-    certified = calibrate(factories.cascade(first=("middle",)), table, "large", EPSILON, DELTA)
+    certified = calibrate(factories.cascade(first=("middle",)), table, "large", EPSILON, DELTA, "loss")
     answers, probs = table.answers.copy(), table.probs.copy() if table.probs is not None else None
     column = table.members.index("small")
     answers[:, column] = 0
@@ -155,13 +157,13 @@ def test_a_calibration_split_of_one_class_is_refused() -> None:
         table.members, table.classes, table.items.copy(), labels, table.splits.copy(), table.answers.copy()
     )
     with pytest.raises(InvalidInput, match="at least two classes, got only 'class-2'"):
-        calibrate(factories.cascade(rule="vote"), one_class, "large", EPSILON, DELTA)
+        calibrate(factories.cascade(rule="vote"), one_class, "large", EPSILON, DELTA, "loss")
 
 
 def test_an_empty_split_is_refused() -> None:
     table = factories.table()
     with pytest.raises(InvalidInput, match="'calibration' has no items; splits there"):
-        calibrate(factories.cascade(), table.rows(table.splits != "calibration"), "large", EPSILON, DELTA)
+        calibrate(factories.cascade(), table.rows(table.splits != "calibration"), "large", EPSILON, DELTA, "loss")
 
 
 @pytest.mark.parametrize("items", [100, 400])
@@ -204,8 +206,32 @@ def test_an_unknown_reference_is_named() -> None:
 )
 def test_an_edited_certificate_is_refused(edit: dict[str, float], reason: str) -> None:
     table = factories.table(n=2000)
-    certified = calibrate(factories.cascade(), table, "large", EPSILON, DELTA)
+    certified = calibrate(factories.cascade(), table, "large", EPSILON, DELTA, "loss")
     assert certified.certificate is not None
     edited = certified.model_copy(update={"certificate": certified.certificate.model_copy(update=edit)})
     with pytest.raises(InvalidInput, match=reason):
         verify_certificate(edited, table)
+
+
+def test_gains_make_the_claim_of_excess_the_stronger_tool() -> None:
+    table = factories.table(n=4000, seed=4)
+    excess = calibrate(factories.cascade(), table, "large", 0.05, DELTA, "excess")
+    loss = calibrate(factories.cascade(), table, "large", 0.05, DELTA, "loss")
+    assert excess.certificate is not None
+    assert (excess.certificate.claim, excess.certificate.gains > 0) == ("excess", True)
+    assert excess.tiers[0].bar <= loss.tiers[0].bar
+    verify_certificate(excess, table)
+    forged = excess.certificate.model_copy(update={"gains": excess.certificate.gains + 40})
+    with pytest.raises(InvalidInput, match="states"):
+        verify_certificate(excess.model_copy(update={"certificate": forged}), table)
+
+
+def test_without_labels_the_claim_is_about_disagreement() -> None:
+    table = factories.table(n=8000, seed=4, accuracy={"small": 0.93, "middle": 0.94, "other": 0.94, "large": 0.96})
+    unlabelled = replace(table, labels=np.random.default_rng(0).integers(0, 5, len(table)))
+    one, other = (calibrate(factories.cascade(), t, "large", 0.08, DELTA, "disagreement") for t in (table, unlabelled))
+    assert one.tiers == other.tiers, "labels do not matter"
+    assert one.certificate is not None
+    sample = table.split("certification")
+    differ = route(one, sample).answer != sample.answers[:, sample.members.index("large")]
+    assert one.certificate.losses == differ.sum()

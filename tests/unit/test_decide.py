@@ -89,7 +89,7 @@ def test_ties_by_hand() -> None:
     even = one([0, 1], [[0.6, 0.4], [0.1, 0.9]])
     assert score(even).answer[0] == 1  # one each; class 1 has mean 0.65, class 0 0.35
     same = one([1, 0], [[0.4, 0.6], [0.6, 0.4]])
-    assert score(same).answer[0] == 1  # equal means: the first member's class
+    assert score(same).answer[0] == 0  # equal means: the lower class
 
 
 def test_two_of_three_is_two_votes() -> None:

@@ -118,7 +118,9 @@ def test_staged_dispatch_decides_what_parallel_dispatch_decides(
     quorum = {"quorum": 2} if name in ("vote", "both") else {}
     threshold = {"threshold": bar} if name != "vote" else {}
     gate = {} if last or (quorum and k + carried < 2) else {**quorum, **threshold}
-    tier = Tier.model_validate({"members": members, "rule": name, "dispatch": "staged", "carry": carried > 0} | gate)
+    tier = Tier.model_validate(
+        {"members": members, "rule": name, "dispatch": "staged", "carry": int(carried > 0)} | gate
+    )
     asked = asked_members(tier, outputs)
     assert asked[:, 0].all()
     unasked = np.concatenate([~asked, np.zeros((30, carried), dtype=np.bool_)], axis=1)
@@ -136,7 +138,7 @@ def test_staging_saves_calls_and_changes_nothing_else() -> None:
     table = factories.table(n=2000)
     tiers = (
         Tier(members=("small", "other", "middle"), rule="vote", quorum=3),
-        Tier(members=("large",), carry=True, rule="score"),
+        Tier(members=("large",)),
     )
     parallel = Cascade(tiers=tiers)
     staged = Cascade(tiers=(tiers[0].model_copy(update={"dispatch": "staged"}), tiers[1]))
@@ -147,12 +149,25 @@ def test_staging_saves_calls_and_changes_nothing_else() -> None:
     assert other.calls == pytest.approx(one.calls | {"middle": agree})
 
 
+def test_a_member_that_was_never_asked_carries_no_vote() -> None:
+    table = factories.table(n=2000)
+    first = Tier(members=("small", "other", "middle"), rule="vote", quorum=3, dispatch="staged")
+    staged = Cascade(tiers=(first, Tier(members=("large",), carry=1)))
+    routed = route(staged, table)
+    s, o, m, large = table.answers.T
+    for item in np.flatnonzero(routed.tier == 1).tolist():
+        votes = [large[item], s[item], o[item]] + ([m[item]] if s[item] == o[item] else [])
+        most = max(votes.count(v) for v in votes)
+        assert routed.answer[item] == next(v for v in votes if votes.count(v) == most)
+    assert not routed.degraded.any()
+
+
 def test_carried_votes_count_after_those_of_the_tier_itself() -> None:
     cascade = Cascade(
         tiers=(
             Tier(members=("a", "b"), quorum=2),
-            Tier(members=("c",), rule="vote", quorum=2, carry=True),
-            Tier(members=("d",), rule="score", carry=True),
+            Tier(members=("c",), rule="vote", quorum=2, carry=1),
+            Tier(members=("d",), rule="score", carry=2),
         )
     )
     assert [cascade.voters(t) for t in range(3)] == [("a", "b"), ("c", "a", "b"), ("d", "c", "a", "b")]

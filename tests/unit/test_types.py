@@ -37,7 +37,7 @@ def test_the_bar_is_what_the_score_must_reach(tier: Tier, bar: float) -> None:
     ("fields", "rule"),
     [
         ({"quorum": 2, "threshold": 0.5}, "not both"),
-        ({"rule": "score", "quorum": 2}, "only 'vote' has a quorum"),
+        ({"rule": "score", "quorum": 2}, "only 'vote' and 'both' have a quorum"),
         ({"rule": "vote", "threshold": 0.67}, "takes an integer quorum"),
         ({"quorum": 3}, "it could never accept"),
         ({"quorum": 1}, "always accepts"),

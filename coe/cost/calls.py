@@ -1,0 +1,96 @@
+"""What one call of each member costs, in whatever unit the user counts: dollars, seconds on a device, tokens, joules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coe.errors import InvalidInput, Problem
+from coe.table import PredictionTable
+from coe.types import BoolArray, FloatArray
+
+
+@dataclass(frozen=True)
+class CallCosts:
+    """The cost of a call, the same for every item or one for each.
+
+    per_call: (members,) or (items, members), finite and not negative, in `unit`.    source: where the figures are from.
+    """
+
+    members: tuple[str, ...]
+    per_call: FloatArray
+    unit: str = "usd"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.per_call.ndim not in (1, 2) or self.per_call.shape[-1] != len(self.members):
+            raise ValueError(f"per_call {self.per_call.shape} must end in {len(self.members)} members")
+        bad = ~np.isfinite(self.per_call) | (self.per_call < 0)
+        if bad.any():
+            at = tuple(int(i) for i in np.argwhere(bad)[0])
+            found = f"{self.per_call[at]} in row {at[0]}" if len(at) == 2 else f"{self.per_call[at]}"
+            raise InvalidInput(
+                Problem(f"cost of '{self.members[at[-1]]}'", "must be a finite number, not negative", found)
+            )
+        self.per_call.flags.writeable = False
+
+    @property
+    def by_item(self) -> bool:
+        """True where every item has costs of its own."""
+        return self.per_call.ndim == 2
+
+    def of(self, members: Sequence[str], items: int) -> FloatArray:
+        """(items, members): cost of calling each of `members` about each item; `InvalidInput` where one has none."""
+        lacking = [m for m in members if m not in self.members]
+        if lacking:
+            known = ", ".join(self.members)
+            raise InvalidInput(
+                Problem("costs", f"no cost is known for {', '.join(lacking)}", remedy=f"costs are known for: {known}")
+            )
+        columns = [self.members.index(m) for m in members]
+        costs = self.per_call[..., columns]
+        if self.by_item and len(costs) != items:
+            raise InvalidInput(Problem("costs", f"must be given for {items} items", f"{len(costs)}"))
+        return np.broadcast_to(costs, (items, len(columns)))
+
+    def rows(self, mask: BoolArray) -> CallCosts:
+        """The costs on some of the items."""
+        return CallCosts(self.members, self.per_call[mask], self.unit, self.source) if self.by_item else self
+
+    def mean(self) -> dict[str, float]:
+        """Member -> mean cost of a call."""
+        means = self.per_call.mean(axis=0) if self.by_item else self.per_call
+        return dict(zip(self.members, means.tolist(), strict=True))
+
+
+def constant(cost: Mapping[str, float], unit: str = "usd", source: str = "") -> CallCosts:
+    """The same cost for every call of a member."""
+    return CallCosts(tuple(cost), np.array(list(cost.values()), dtype=np.float64), unit, source)
+
+
+@dataclass(frozen=True)
+class TokenPrice:
+    """Dollars per million tokens, and per call."""
+
+    usd_per_million_prompt: float = 0.0
+    usd_per_million_completion: float = 0.0
+    usd_per_call: float = 0.0
+
+
+def priced_by_token(table: PredictionTable, prices: Mapping[str, TokenPrice], source: str = "") -> CallCosts:
+    """Dollars of every call from its prompt and completion tokens. Raises `InvalidInput` for a member without a price and
+    for a table without token counts.
+    """
+    if table.tokens is None:
+        remedy = "import predictions with token counts"
+        raise InvalidInput(Problem("predictions", "hold no token counts to price", remedy=remedy))
+    lacking = [m for m in table.members if m not in prices]
+    if lacking:
+        raise InvalidInput(Problem("token prices", f"none is known for {', '.join(lacking)}"))
+    rates = np.array(
+        [(p.usd_per_million_prompt, p.usd_per_million_completion) for p in (prices[m] for m in table.members)]
+    )
+    flat = np.array([prices[m].usd_per_call for m in table.members])
+    return CallCosts(table.members, (table.tokens * rates[None] / 1e6).sum(axis=2) + flat, "usd", source)
