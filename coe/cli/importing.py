@@ -133,7 +133,7 @@ def show_prices(
     if not offers and not apis:
         raise InvalidInput(asked.nothing_left([path]))
     console = Console(no_color=not settings.color, width=None if Console().is_terminal else 160)
-    sources = list(dict.fromkeys(p.source for p in [*offers, *apis]))
+    sources = list(dict.fromkeys([o.source for o in offers] + [a.source for a in apis]))
     if offers:
         console.print(_offer_table(sorted(offers, key=SORT[sort]), sources))
     if apis:

@@ -151,7 +151,7 @@ def find(name: str, memory_gib: float | None = None) -> Accelerator | None:
             return None
         options = [_BY_NAME[o] for o in AMBIGUOUS[next(a for a in AMBIGUOUS if _key(a) == key)]]
         return next((o for o in options if _close(o, memory_gib)), None)
-    sized = re.fullmatch(r"(.+?)(\d+)GI?B?", key)
+    sized = re.fullmatch(r"(.+?)[\s(_-]+(\d+)\s*gi?b?\)?", name.strip(), re.IGNORECASE)
     if key in _BY_KEY or sized is None:
         return _BY_KEY.get(key)
     plain = find(sized[1], float(sized[2]))  # ``K80 (12 GB)`` is a K80, as long as a K80 has 12
