@@ -14,7 +14,7 @@ from rich.table import Table
 from coe import files
 from coe.cli.console import Out, say, settings, today, with_common_flags, wrote
 from coe.errors import InvalidInput, Problem
-from coe.types import ApiPrice, Offer
+from coe.types import ApiPrice, Offer, Profile
 
 app = typer.Typer(
     name="import",
@@ -212,4 +212,100 @@ def _tell(notes: Iterable[str]) -> None:
         say(f"note: {note}")
 
 
+def profiles(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND", help="timm, mlperf, batch-latency, perf-analyzer, vllm, yaml, or package.module:reader"
+        ),
+    ],
+    paths: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files of that kind, plain or .gz.")],
+    out: Out = Path("profiles.yaml"),
+    day: Day = None,
+    source: Source = None,
+    accelerator: Annotated[
+        str | None, typer.Option("--accelerator", help="What it was measured on, where the file does not say.")
+    ] = None,
+    rename: Annotated[
+        Many, typer.Option("--rename", help="LABEL=NAME: what a device label of the file stands for.")
+    ] = None,
+    only: Annotated[Many, typer.Option("--only", help="Keep this accelerator.")] = None,
+    member: Annotated[
+        Many, typer.Option("--member", help="Which model it is, or which to keep; resnet* keeps several.")
+    ] = None,
+    where: Annotated[Many, typer.Option("--where", help="COLUMN=VALUE: keep rows with that value.")] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option("--batch-size", min=1, help="Of each file, where it does not say.")
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"] | None, typer.Option("--precision", help="At which it ran, where not said.")
+    ] = None,
+    p99_factor: Annotated[
+        float | None, typer.Option("--p99-factor", min=1, help="p99 / p50, where the file has no p99.")
+    ] = None,
+    memory_gib: Annotated[
+        float | None, typer.Option("--memory-gib", min=0, help="What one replica takes, where not said.")
+    ] = None,
+    pick: Annotated[
+        Literal["median", "slowest", "fastest"] | None, typer.Option("--pick", help="Which of several rows counts.")
+    ] = None,
+    estimate: Annotated[
+        Many,
+        typer.Option("--estimate", help="Also estimate members on this accelerator, labelled, with an error band."),
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option("--work", help="CSV: member, flops_per_item, bytes_per_item, weight_bytes.")
+    ] = None,
+    skip_unusable: Skip = False,
+) -> None:
+    """Read published measurements into profiles of ours, and estimate the devices that nobody measured.
+
+    \b
+    Example:
+      coe import profiles timm benchmark-infer-amp-nchw-pt240-cu124-rtx3090.csv --accelerator RTX-3090 \\
+          --precision fp16 --date 2024-08-21 --p99-factor 1.2 --member 'resnet*' -o profiles.yaml
+      coe import profiles perf-analyzer b1.csv b8.csv --batch-size 1 --batch-size 8 --member resnet50 \\
+          --accelerator T4 --memory-gib 2 --date 2026-11-01
+    """
+    from coe.profiler.sources import import_profiles
+    from coe.profiler.sources.asked import Asked
+
+    names = tuple(member or ())
+    asked = Asked(
+        day=day,
+        source=source,
+        accelerator=accelerator,
+        rename=_pairs("--rename", rename),
+        member=names[0] if len(names) == 1 and "*" not in names[0] else None,
+        members=() if kind in ("perf-analyzer", "vllm") and len(names) == 1 else names,
+        accelerators=tuple(only or ()),
+        where=_pairs("--where", where),
+        batch_sizes=tuple(batch_size or ()),
+        precision=precision,
+        p99_factor=p99_factor,
+        memory_gib=memory_gib,
+        pick=pick,
+        skip_unusable=skip_unusable,
+    )
+    found, notes = import_profiles(kind, paths, asked, tuple(estimate or ()), work)
+    _tell(notes)
+    estimated = [p for p in found.profiles if p.origin == "estimated"]
+    files.write(out, found, f"Imported by coe import profiles {kind} on {today()}.")
+    told = f", {len(estimated)} of them estimated within a factor of {_worst(estimated):.2f}" if estimated else ""
+    wrote(out, f"{len(found.profiles)} profiles{told}")
+
+
+def _worst(estimated: list[Profile]) -> float:
+    return max(p.error_factor or 1.0 for p in estimated)
+
+
+def _pairs(option: str, given: Many) -> dict[str, str]:
+    """``KEY=VALUE`` options as a mapping; `InvalidInput` for one without a sign between."""
+    wrong = [Problem(option, "must be KEY=VALUE", f"'{text}'") for text in given or () if "=" not in text]
+    if wrong:
+        raise InvalidInput(wrong)
+    return dict(text.split("=", 1) for text in given or ())
+
+
 app.command("prices")(with_common_flags(prices))
+app.command("profiles")(with_common_flags(profiles))
