@@ -38,7 +38,7 @@ def prices(
         typer.Argument(
             metavar="KIND",
             help="skypilot, gpuhunt, cloud-vm, fullstack, "
-            "fullstack-serverless, litellm, llm-csv, yaml, or package.module:reader",
+            "fullstack-serverless, litellm, llm-csv, owned, yaml, or package.module:reader",
         ),
     ],
     paths: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files of that kind, plain or .gz.")],
@@ -67,20 +67,15 @@ def prices(
           --accelerator T4 --accelerator L4 --accelerator CPU -o prices.yaml
       coe import prices litellm model_prices_and_context_window.json --date 2026-11-20 --instance 'gpt-4o*'
     """
-    from coe.prices.accelerators import accelerator as known
     from coe.prices.sources import import_prices
     from coe.prices.sources.asked import Asked
 
-    for name in accelerator or ():
-        if name.upper() != "CPU" and known(name, where="--accelerator").name.upper() != name.upper():
-            remedy = f"give it as {known(name).name}"
-            raise InvalidInput(Problem("--accelerator", "takes our own names", f"'{name}'", remedy))
     asked = Asked(
         day=day,
         source=source,
         providers=tuple(provider or ()),
         regions=tuple(region or ()),
-        accelerators=tuple(accelerator or ()),
+        accelerators=_our_names("--accelerator", accelerator),
         markets=tuple(market or ()),
         instances=tuple(instance or ()),
         quota=quota,
@@ -122,7 +117,7 @@ def show_prices(
     asked = Asked(
         providers=tuple(provider or ()),
         regions=tuple(region or ()),
-        accelerators=tuple(accelerator or ()),
+        accelerators=tuple("CPU" if a.upper() == "CPU" else a for a in accelerator or ()),
         markets=tuple(market or ()),
     )
     offers = [
@@ -278,7 +273,7 @@ def profiles(
         rename=_pairs("--rename", rename),
         member=names[0] if len(names) == 1 and "*" not in names[0] else None,
         members=() if kind in ("perf-analyzer", "vllm") and len(names) == 1 else names,
-        accelerators=tuple(only or ()),
+        accelerators=_our_names("--only", only),
         where=_pairs("--where", where),
         batch_sizes=tuple(batch_size or ()),
         precision=precision,
@@ -293,6 +288,13 @@ def profiles(
     files.write(out, found, f"Imported by coe import profiles {kind} on {today()}.")
     told = f", {len(estimated)} of them estimated within a factor of {_worst(estimated):.2f}" if estimated else ""
     wrote(out, f"{len(found.profiles)} profiles{told}")
+
+
+def _our_names(option: str, given: Many) -> tuple[str, ...]:
+    """Accelerators as we call them; `InvalidInput` for one that is not known, or that stands for two."""
+    from coe.prices.accelerators import accelerator as known
+
+    return tuple("CPU" if name.upper() == "CPU" else known(name, where=option).name for name in given or ())
 
 
 def _worst(estimated: list[Profile]) -> float:

@@ -111,7 +111,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
     ),
     _nv("GH200-144GB", 144, 4900, 67, 989.4, 1979, also=("GH200 Grace Hopper Superchip 144GB",), sheet="GH200"),
     _nv("B200", 180, 8000, 75, 2250, 4500, ray="B200", also=("B200-180GB", "B200-SXM-180GB"), sheet="HGX B200"),
-    _nv("B300", 270, 8000, 75, 2250, None, ray="B300", also=("B300-270GB", "B300-SXM"), sheet="HGX B300"),
+    _nv("B300", 270, 8000, None, None, None, ray="B300", also=("B300-270GB", "B300-SXM"), sheet="HGX B300"),
     Accelerator(
         "MI300X", 192, 5300, 163.4, 1307.4, 2614.9, "AMD-Instinct-MI300X-OAM", "AMD Instinct MI300X datasheet",
         ("AMD-Instinct-MI300X-OAM", "MI300X-192GB", "AMD Instinct MI300X-NPS1-SPX-192GB-750W", "MI300X-NPS1-SPX-192GB-750W"),

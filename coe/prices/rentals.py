@@ -117,11 +117,11 @@ def _names(rentals: Sequence[Rental]) -> list[str]:
             f"{name}-{slug(qualifier(rental))}".rstrip("-") if len(groups[name]) > 1 else name
             for rental, name in zip(rentals, names, strict=True)
         ]
-    too_long = [(r, n) for r, n in zip(rentals, names, strict=True) if len(n) > MAX_NAME]
-    if too_long:
+    wrong = [(r, n) for r, n in zip(rentals, names, strict=True) if not 0 < len(n) <= MAX_NAME]
+    if wrong:
         raise InvalidInput(
-            Problem(r.where, f"its name would have more than {MAX_NAME} characters", n, "shorten the instance's name")
-            for r, n in too_long
+            Problem(r.where, f"its name must have 1 to {MAX_NAME} characters", f"'{n}'", "rename the instance")
+            for r, n in wrong[:20]
         )
     return names
 

@@ -320,6 +320,38 @@ def test_owned_hardware_by_hand() -> None:
     assert len(error.value.problems) == 4
 
 
+def test_own_machines_are_amortised(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text(
+        "node_type,accelerator,accelerators_per_node,vcpus,memory_gib,count,purchase_usd,years,power_kw,usd_per_kwh\n"
+        "rack-l4,NVIDIA L4,2,16,64,3,10000,4,0.5,0.2\n"
+        "rack-cpu,,0,8,32,1,2000,5,,\n"
+    )
+    prices, _ = import_prices("owned", [path], Asked(day="2026-11-01"))
+    l4, cpu = prices.offers
+    assert (l4.market, l4.quota, l4.accelerator, l4.accelerators_per_node) == ("owned", 3, "L4", 2)
+    assert l4.usd_per_hour == pytest.approx(2500 / 8766 + 0.1)
+    assert cpu.usd_per_hour == pytest.approx(400 / 8766)
+    for old, new, told in (
+        ("10000,4", "10000,0", "years: must be > 0, got 0"),
+        ("NVIDIA L4,2", "NVIDIA L4,1.5", "must be a whole number, got 1.5"),
+        ("NVIDIA L4,2", ",2", "must be named exactly where"),
+        ("NVIDIA L4", "L5", "'L5'; did you mean"),
+    ):
+        (tmp_path / "bad.csv").write_text(path.read_text().replace(old, new, 1))
+        with pytest.raises(InvalidInput, match=re.escape(told)):
+            import_prices("owned", [tmp_path / "bad.csv"], Asked(day="2026-11-01"))
+
+
+def test_two_files_with_the_same_names_are_not_mixed_up(tmp_path: Path) -> None:
+    _, prices, _ = read("litellm", "litellm.json")
+    files.write(tmp_path / "a.yaml", prices)
+    with pytest.raises(InvalidInput, match="two prices of the hosted model 'ai21.j2-mid-v1 of bedrock'"):
+        import_prices("yaml", [tmp_path / "a.yaml", tmp_path / "a.yaml"], Asked())
+    with pytest.raises(InvalidInput, match="two offers of the name 'c7i.large'"):
+        import_prices("yaml", [SNAPSHOT, SNAPSHOT], Asked())
+
+
 API = ApiPrice(
     model="m",
     provider="p",
@@ -454,8 +486,11 @@ def test_import_prices_from_the_command_line(tmp_path: Path, capsys: pytest.Capt
     assert run(["import", "prices", "skypilot", sample, *asked, "-o", str(out)]) == 0
     assert "2 offers" in capsys.readouterr().err
     assert {o.accelerator for o in files.read_prices(out).offers} == {"A6000"}
-    assert run(["import", "prices", "skypilot", sample, *asked[:4], "--accelerator", "a100-sxm-80gb"]) == 2
-    assert "give it as A100-80GB" in capsys.readouterr().err
+    assert run(["import", "prices", "skypilot", sample, *asked[:4], "--accelerator", "a100"]) == 2
+    assert "which one: A100-40GB or A100-80GB" in capsys.readouterr().err
+    assert (
+        run(["import", "prices", "skypilot", sample, *asked[:4], "--accelerator", "a100-sxm-40gb", "-o", str(out)]) == 0
+    )
     assert run(["import", "prices", "nosuch", sample]) == 2
     assert "known: cloud-vm" in capsys.readouterr().err
 

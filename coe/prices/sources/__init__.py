@@ -6,13 +6,14 @@ Adding a format is one function ``read(path, asked) -> Reading`` and one line in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from coe.errors import InvalidInput, Problem
 from coe.plugins import resolve
 from coe.prices.rentals import named_offers
-from coe.prices.sources import cloud_vm, fullstack, gpuhunt, litellm, plain, skypilot, token_csv
+from coe.prices.sources import cloud_vm, fullstack, gpuhunt, litellm, owned, plain, skypilot, token_csv
 from coe.prices.sources.asked import Asked, Reading
 from coe.types import Offer, Prices
 
@@ -26,6 +27,7 @@ READERS: dict[str, Reader] = {
     "fullstack-serverless": fullstack.read_serverless,
     "litellm": litellm.read,
     "llm-csv": token_csv.read,
+    "owned": owned.read,
     "yaml": plain.read,
 }
 """Kind -> reader; `coe import prices KIND FILE`."""
@@ -62,7 +64,16 @@ def import_prices(kind: str, paths: Sequence[Path], asked: Asked) -> tuple[Price
     apis = tuple(a for r in readings for a in r.apis)
     if not offers and not apis:
         raise InvalidInput(asked.nothing_left(paths))
+    _refuse_repeats([o.node_type for o in offers], "offers of the name")
+    _refuse_repeats([f"{a.model} of {a.provider}" for a in apis], "prices of the hosted model")
     return Prices(offers=tuple(offers), apis=apis), tuple(notes)
+
+
+def _refuse_repeats(names: Sequence[str], what: str) -> None:
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        rule = f"these files have two {what} '{twice[0]}'"
+        raise InvalidInput(Problem("", rule, remedy="import them apart, or rename one"))
 
 
 def shown(problems: Sequence[Problem]) -> list[Problem]:

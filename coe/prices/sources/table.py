@@ -46,6 +46,14 @@ class Line:
         found = self._number(column, text, least, above)
         return math.nan if found is None else found
 
+    def whole(self, column: str, least: float = 0.0) -> float:
+        """The whole number in a cell that must have one. A wrong one is reported and NaN."""
+        value = self.number(column, least)
+        if math.isfinite(value) and value != int(value):
+            self.complain(column, "must be a whole number", self.text(column))
+            return math.nan
+        return value
+
     def complain(self, column: str, rule: str, found: str = "", remedy: str = "") -> None:
         """Report something malformed."""
         self.problems.append(Problem(f"{self.where}: {column}", rule, found, remedy))
@@ -117,3 +125,8 @@ def _check_currency(line: Line) -> None:
     for column in line.cells:
         if column.lower() == "currency" and line.text(column).upper() not in ("", "USD"):
             line.complain(column, "must be USD", f"'{line.text(column)}'", "convert the prices at a rate you can name")
+
+
+def finite(*values: float | None) -> bool:
+    """True where every value is there and a number."""
+    return all(v is not None and math.isfinite(v) for v in values)

@@ -15,9 +15,9 @@ from coe.errors import InvalidInput, Problem
 from coe.plugins import resolve
 from coe.prices.accelerators import Precision, accelerator, find
 from coe.prices.sources import shown
-from coe.prices.sources.table import rows
+from coe.prices.sources.table import finite, rows
 from coe.profiler.sources import batch_latency, mlperf, perf_analyzer, timm, vllm
-from coe.profiler.sources.asked import Asked, Reading, finite, profiles_of
+from coe.profiler.sources.asked import Asked, Reading, profiles_of
 from coe.types import Profile, Profiles
 
 Reader = Callable[[Path, Asked], Reading]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -218,8 +217,3 @@ def _source(reading: Reading, asked: Asked, chosen: Sequence[Timed]) -> str:
     if asked.pick is not None:
         said.append(f"{asked.pick} where measured several times")
     return "; ".join(said)
-
-
-def finite(*values: float | None) -> bool:
-    """True where every value is there and a number."""
-    return all(v is not None and math.isfinite(v) for v in values)

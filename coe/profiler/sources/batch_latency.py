@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from coe.errors import Problem
-from coe.prices.sources.table import rows
-from coe.profiler.sources.asked import Asked, Reading, Timed, finite, member_name
+from coe.prices.sources.table import finite, rows
+from coe.profiler.sources.asked import Asked, Reading, Timed, member_name
 
 COLUMNS = ("Model", "Accel", "Trials", "batchsize", "50th_pct", "90th_pct")
 
@@ -29,7 +29,7 @@ def read(path: Path, asked: Asked) -> Reading:
             reading.unusable.append(device)
             continue
         p50, p90 = line.number("50th_pct", above=True), line.optional("90th_pct", above=True) or 0.0
-        batch, runs = line.number("batchsize", least=1), line.optional("Trials") or 0.0
+        batch, runs = line.whole("batchsize", least=1), line.optional("Trials") or 0.0
         if finite(p50, batch):
             member = member_name(line.text("Model"))
             said = f"line {line.at}"

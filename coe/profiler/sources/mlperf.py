@@ -12,8 +12,8 @@ from collections import Counter
 from pathlib import Path
 
 from coe.errors import Problem
-from coe.prices.sources.table import Line, rows
-from coe.profiler.sources.asked import Asked, Reading, Timed, finite, member_name
+from coe.prices.sources.table import Line, finite, rows
+from coe.profiler.sources.asked import Asked, Reading, Timed, member_name
 
 COLUMNS = ("accelerator", "n_accel", "benchmark", "scenario", "samples_per_s_per_accel", "p50_ms", "p99_ms")
 

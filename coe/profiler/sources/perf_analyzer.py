@@ -11,8 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from coe.errors import InvalidInput, Problem
-from coe.prices.sources.table import rows
-from coe.profiler.sources.asked import Asked, Reading, Timed, finite, member_name
+from coe.prices.sources.table import finite, rows
+from coe.profiler.sources.asked import Asked, Reading, Timed, member_name
 
 COLUMNS = ("Inferences/Second", "p50 latency", "p99 latency")
 

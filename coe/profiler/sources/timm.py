@@ -18,8 +18,8 @@ from pathlib import Path
 from coe.cost.roofline import Measured, Work, peak_of
 from coe.errors import InvalidInput, Problem
 from coe.prices.accelerators import Precision, accelerator
-from coe.prices.sources.table import Line, rows
-from coe.profiler.sources.asked import Asked, Reading, Timed, finite, member_name
+from coe.prices.sources.table import Line, finite, rows
+from coe.profiler.sources.asked import Asked, Reading, Timed, member_name
 
 PUBLISHED = {
     "img_size": "infer_img_size",
@@ -67,10 +67,11 @@ def rows_of(path: Path, asked: Asked, problems: list[Problem] | None = None) -> 
         if precision is None:
             remedy = "give --precision fp16 (amp) or fp32"
             raise InvalidInput(Problem(str(path), "does not say at which precision it was measured", remedy=remedy))
-        sizes = [line.number(columns[c], above=True) for c in ("img_size", "batch_size", "samples_per_s", "step_ms")]
-        if finite(*sizes):
+        size, batch = line.whole(columns["img_size"], least=1), line.whole(columns["batch_size"], least=1)
+        rate, step = line.number(columns["samples_per_s"], above=True), line.number(columns["step_ms"], above=True)
+        if finite(size, batch, rate, step):
             rest = [_millions(line, columns[c]) for c in ("params_m", "gmacs", "macts")]
-            yield Row(line, line.text("model"), called, precision, *sizes[:3], *rest)
+            yield Row(line, line.text("model"), called, precision, size, batch, rate, *rest)
 
 
 def _columns(line: Line) -> dict[str, str]:
