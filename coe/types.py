@@ -337,6 +337,8 @@ class Profile(Noun):
     hop_p99_s: NotNegative = 0.0
     """What a call costs on top of the service time: serialisation, scheduling, network."""
     origin: Literal["measured", "imported", "estimated"]
+    error_factor: Annotated[float, Field(ge=1)] | None = None
+    """Of an estimate: nine of ten devices that were left out of the fit were within this factor. None where measured."""
     source: str
     """Device, driver and library versions, or the document it was imported from."""
     date: Day
@@ -382,10 +384,15 @@ class Offer(Noun):
     vcpus: Positive = 1.0
     memory_gib: Positive
     usd_per_hour: NotNegative
-    market: Literal["on_demand", "spot", "reserved", "owned"] = "on_demand"
+    market: Literal["on_demand", "spot", "reserved", "owned", "serverless"] = "on_demand"
+    """``serverless`` is billed by the second of use, at `usd_per_hour` / 3600."""
     region: str = ""
     quota: Count | None = None
     """At most this many nodes; None where there is no limit."""
+    provider: str | None = None
+    """Who rents it out; None where the list does not say."""
+    instance_type: str | None = None
+    """The provider's own name for it, where `node_type` had to add a region or market."""
     source: str
     date: Day
 
@@ -400,17 +407,33 @@ class Offer(Noun):
         return self.accelerator_memory_gib if self.accelerators_per_node else self.memory_gib
 
 
+class ApiPrice(Noun):
+    """What one hosted model costs: by the token, by the call, or both."""
+
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    provider: str
+    usd_per_million_prompt_tokens: NotNegative = 0.0
+    usd_per_million_completion_tokens: NotNegative = 0.0
+    usd_per_call: NotNegative = 0.0
+    source: str
+    date: Day
+
+
 class Prices(Noun):
-    """A dated price list in one currency."""
+    """A dated price list in one currency: of nodes, of hosted models, or of both."""
 
     kind: Literal["prices"] = "prices"
     version: Literal[1] = 1
     currency: Literal["USD"] = "USD"
-    offers: Annotated[tuple[Offer, ...], Field(min_length=1)]
+    offers: tuple[Offer, ...] = ()
+    apis: tuple[ApiPrice, ...] = ()
 
     @model_validator(mode="after")
     def _one_each(self) -> Self:
+        if not self.offers and not self.apis:
+            raise ValueError("offers: a price list needs at least one offer (or an entry in apis)")
         _refuse_repeats([o.node_type for o in self.offers], "offers", "every offer needs its own node_type")
+        _refuse_repeats([f"{a.model} of {a.provider}" for a in self.apis], "apis", "keep one price each")
         return self
 
     def offer(self, node_type: str) -> Offer:
@@ -420,6 +443,17 @@ class Prices(Noun):
                 return offer
         known = ", ".join(o.node_type for o in self.offers)
         raise InvalidInput(Problem("prices", f"no offer has node_type '{node_type}'", remedy=f"known: {known}"))
+
+    def api(self, model: str) -> ApiPrice:
+        """The price of the hosted `model`; `InvalidInput` if there is none, or one of several providers."""
+        found = [a for a in self.apis if a.model == model]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            rule = f"several providers sell '{model}': {', '.join(a.provider for a in found)}"
+            raise InvalidInput(Problem("prices: apis", rule, remedy="keep one of them in the list"))
+        known = ", ".join(a.model for a in self.apis)
+        raise InvalidInput(Problem("prices: apis", f"no hosted model is called '{model}'", remedy=f"known: {known}"))
 
 
 class FleetNode(Noun):

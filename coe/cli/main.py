@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import coe
-from coe.cli import cluster, live, offline, starters, validating
+from coe.cli import cluster, importing, live, offline, starters, validating
 from coe.cli.console import NoColor, Quiet, Settings, obey, settings, with_common_flags
 from coe.errors import CoeError, InvalidInput
 
@@ -63,9 +63,11 @@ for verb in (
     live.report,
     validating.validate,
     cluster.doctor,
+    importing.show_prices,
 ):
     app.command()(with_common_flags(verb))
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(importing.app, name="import")
 
 
 def main() -> None:

@@ -14,6 +14,8 @@ PACKAGE = ROOT / "coe"
 
 DATA = {"coe", "coe.types", "coe.table", "coe.records", "coe.errors", "coe.files", "coe.plugins"}
 PURE = {"coe.cascade", "coe.cost", "coe.prices", "coe.placement", "coe.report"}
+EDGES_INSIDE = ("coe.prices.sources",)
+"""Packages within the pure half that read files."""
 HEAVY = {
     "ray": ("coe/serving/", "deployments/"),
     "torch": ("coe/runners/torch_runner.py", "coe/serving/profile.py", "coe/learned/", "coe/freeze/", "deployments/"),
@@ -51,6 +53,8 @@ def imports(path: Path) -> set[str]:
 
 def layer(module: str) -> str:
     """data, pure or edge."""
+    if module.startswith(EDGES_INSIDE):
+        return "edge"
     if module in DATA or ".".join(module.split(".")[:2]) in DATA:
         return "data"
     return "pure" if ".".join(module.split(".")[:2]) in PURE else "edge"
