@@ -26,7 +26,7 @@ from pydantic_core import ErrorDetails
 from coe.errors import InvalidInput, Problem, WrongKind
 from coe.records import Bench
 from coe.table import PredictionTable
-from coe.types import Cascade, Fleet, Front, Noun, Plan, Pool, Prices, Profiles, Workload
+from coe.types import Cascade, Costs, Fleet, Front, Noun, Plan, Pool, Prices, Profiles, Workload
 
 N = TypeVar("N", bound=Noun)
 
@@ -39,12 +39,13 @@ KINDS: dict[str, type[Noun]] = {
     "workload": Workload,
     "plan": Plan,
     "front": Front,
+    "costs": Costs,
     "bench": Bench,
 }
 """What the `kind` key of a YAML file may say."""
 
 PREDICTIONS_KIND = "coe-predictions"
-_OPTIONAL_ARRAYS = ("probs", "top", "tokens")
+_OPTIONAL_ARRAYS = ("probs", "top", "tokens", "content")
 _REMEDY_SHOWN = "run `coe init` for an example of every file"
 
 
@@ -374,6 +375,7 @@ def read_predictions(path: str | Path) -> PredictionTable:
             sources=dict(header.get("sources", {})),
             top=arrays["top"].astype(np.int32) if "top" in arrays else None,
             tokens=arrays["tokens"].astype(np.int32) if "tokens" in arrays else None,
+            content=arrays["content"].astype(np.str_) if "content" in arrays else None,
         )
     except InvalidInput as error:
         raise InvalidInput([Problem(f"{path}: {p.where}", p.rule, p.found, p.remedy) for p in error.problems]) from None

@@ -102,6 +102,7 @@ class PredictionTable:
     splits: (n,) one of `SPLITS` per item.        answers: (n, members) class index, `MISSING_VOTE` or `ABSTAINED`.
     probs: (n, members, classes) float32 or None; with `top` (n, members, k) only the k most probable classes, falling.
     top: (n, members, k) class of each entry of `probs`, or None where it covers every class.
+    content: (n,) hash of each item's input, or None; items of equal content must not be in two splits.
     tokens: (n, members, 2) prompt and completion tokens of each call, or None where calls are not priced by token.
     classes: class names; for free text every normalised answer that occurs, which the indices stand for.
     sources: member name -> fingerprint of its code and weights, or where its outputs were imported from.
@@ -117,12 +118,22 @@ class PredictionTable:
     sources: dict[str, str] = field(default_factory=dict)
     top: Classes | None = None
     tokens: Tokens | None = None
+    content: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         problems = list(_table_problems(self))
         if problems:
             raise InvalidInput(problems)
-        for array in (self.items, self.labels, self.splits, self.answers, self.probs, self.top, self.tokens):
+        for array in (
+            self.items,
+            self.labels,
+            self.splits,
+            self.answers,
+            self.probs,
+            self.top,
+            self.tokens,
+            self.content,
+        ):
             if array is not None:
                 array.flags.writeable = False
 
@@ -169,6 +180,7 @@ class PredictionTable:
             probs=None if self.probs is None else self.probs[mask],
             top=None if self.top is None else self.top[mask],
             tokens=None if self.tokens is None else self.tokens[mask],
+            content=None if self.content is None else self.content[mask],
         )
 
     def only(self, members: Sequence[str]) -> PredictionTable:
@@ -222,6 +234,7 @@ def _table_problems(table: PredictionTable) -> Iterable[Problem]:
         ("probs", table.probs, (n, m, c if table.top is None else table.top.shape[2])),
         ("top", table.top, (n, m, table.top_k)),
         ("tokens", table.tokens, (n, m, 2)),
+        ("content", table.content, (n,)),
     ):
         if array is not None and array.shape != shape:
             yield Problem(where, f"{name} must have shape {shape}", str(array.shape), "all members need the same items")

@@ -261,6 +261,38 @@ class CascadeStats(Noun):
     """Member -> calls per query."""
 
 
+class TokenPrice(Noun):
+    """What a call of one member costs by its tokens."""
+
+    usd_per_million_prompt_tokens: NotNegative = 0.0
+    usd_per_million_completion_tokens: NotNegative = 0.0
+    usd_per_call: NotNegative = 0.0
+
+
+class Costs(Noun):
+    """What calls of members cost where no profile and no price list says it: per call, or by token."""
+
+    kind: Literal["costs"] = "costs"
+    version: Literal[1] = 1
+    unit: Annotated[str, Field(min_length=1)] = "usd"
+    """``usd``, or whatever is counted instead: ``s on an RTX 4090``, ``J``, ``GMAC``."""
+    source: str
+    date: Day | None = None
+    per_call: dict[Name, NotNegative] = Field(default_factory=dict)
+    by_token: dict[Name, TokenPrice] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_price_each(self) -> Self:
+        if not self.per_call and not self.by_token:
+            raise ValueError("per_call: give the cost of a call of each member, or prices by_token")
+        twice = sorted(set(self.per_call) & set(self.by_token))
+        if twice:
+            raise ValueError(f"by_token: '{twice[0]}' already has a cost per_call")
+        if self.by_token and self.unit != "usd":
+            raise ValueError(f"unit: token prices are in usd, not in {self.unit}")
+        return self
+
+
 class FrontPoint(Noun):
     """One cascade (or single model) with its measured quality and cost on the selection split."""
 

@@ -12,7 +12,7 @@ from coe.cascade.evaluate import always_accepts, check_against, for_table, tier_
 from coe.cascade.rules import rule_of
 from coe.errors import InvalidInput, Problem
 from coe.table import PredictionTable
-from coe.types import Cascade, Claim, Tier
+from coe.types import Cascade, Claim, Front, Tier
 
 LONGEST_PATH = 400
 """More thresholds than this are thinned to evenly spaced quantiles."""
@@ -96,8 +96,42 @@ def thresholds(scores: np.ndarray) -> list[float]:
 
 
 def refuse_overlap(first: PredictionTable, second: PredictionTable) -> None:
-    """Raise `InvalidInput` where two splits share an item: a certificate must rest on unseen data."""
+    """Raise `InvalidInput` where two splits share an item, by id or by content: a certificate must rest on unseen data."""
     shared = np.intersect1d(first.items, second.items)
     if len(shared):
         found = f"'{shared[0]}' and {len(shared) - 1} more" if len(shared) > 1 else f"'{shared[0]}'"
         raise InvalidInput(Problem("predictions", "calibration and certification must not share items", found))
+    if first.content is not None and second.content is not None:
+        copies = np.isin(second.content, first.content)
+        if copies.any():
+            twin = first.items[np.flatnonzero(first.content == second.content[copies][0])[0]]
+            found = f"'{second.items[copies][0]}' is the same as '{twin}', and {int(copies.sum()) - 1} more"
+            remedy = "put copies of one item into one split, or keep one of them"
+            raise InvalidInput(
+                Problem("predictions", "calibration and certification share items by content", found, remedy)
+            )
+
+
+def calibrate_front(
+    front: Front,
+    table: PredictionTable,
+    reference: str,
+    epsilon: float,
+    delta: float,
+    claim: Claim = "excess",
+) -> Cascade:
+    """The cheapest cascade that can be certified when the front is walked from its most accurate cascade to the cheapest.
+
+    The order was fixed on the split that the search saw, and the certification split is another, so the walk needs no
+    correction (fixed-sequence testing). Raises `CannotCertify`, and `InvalidInput` for splits that overlap.
+    """
+    selection, certification = table.split(front.split), table.split("certification")
+    refuse_overlap(selection, certification)
+    return certify_path(front_path(front), certification, reference, epsilon, delta, claim)
+
+
+def front_path(front: Front, most: int = LONGEST_PATH) -> tuple[Cascade, ...]:
+    """The cascades of a front, dearest and most accurate first, thinned evenly to at most `most`."""
+    points = sorted(front.points, key=lambda p: -p.cost_per_1k)
+    at = np.unique(np.linspace(0, len(points) - 1, min(most, len(points))).round().astype(int))
+    return tuple(points[i].cascade for i in at)

@@ -8,7 +8,6 @@ middle tier with every gate, before every last tier.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -168,21 +167,20 @@ class _Work:
     def _swept(self, chunks: Iterator[_Chunk], threads: int, count: _Progress) -> tuple[tuple[Best, Best], int]:
         """Sweep every chunk, on several threads: the kernel does not hold the interpreter."""
         n = len(self.sample)
-        best, evaluated, lock = (Best.none(n), Best.none(n)), 0, threading.Lock()
+        best, evaluated = (Best.none(n), Best.none(n)), 0
         with ThreadPoolExecutor(threads) as pool:
             for chunk in chunks:
 
-                def visit(number: int, chunk: _Chunk = chunk) -> int:
+                def visit(number: int, chunk: _Chunk = chunk) -> tuple[Best, Best, int]:
                     own = (Best.none(n), Best.none(n))
                     seen = 0
                     for at, head, tails, rows in chunk.heads(number):
                         seen += sweep(at, head, tails, chunk.right, rows, chunk.cost, self.known, *own)
-                    with lock:
-                        for mine, theirs in zip(best, own, strict=True):
-                            mine.merge(theirs)
-                    return seen
+                    return *own, seen
 
-                for seen in pool.map(visit, chunk.numbers):
+                for by_right, by_lost, seen in pool.map(visit, chunk.numbers):
+                    best[0].merge(by_right)
+                    best[1].merge(by_lost)
                     evaluated += seen
                     count.step()
         return best, evaluated

@@ -12,13 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from coe import files
-from coe.cli.console import Out, say, settings, today, with_common_flags, wrote
+from coe.cli.console import Out, place, say, settings, today, with_common_flags, wrote
 from coe.errors import InvalidInput, Problem
 from coe.types import ApiPrice, Offer, Profile
 
 app = typer.Typer(
     name="import",
-    help="Read what others published: prices, profiles.",
+    help="Read what others recorded or published: predictions, prices, profiles.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -309,5 +309,88 @@ def _pairs(option: str, given: Many) -> dict[str, str]:
     return dict(text.split("=", 1) for text in given or ())
 
 
+def predictions(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="topk, texts, apis, plain, or package.module:reader; see the recipes.")
+    ],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder or a file of that kind.")],
+    out: Out = Path("predictions.npz"),
+    costs: Annotated[
+        Path | None, typer.Option("--costs", help="Also write what calls cost there.", callback=place)
+    ] = None,
+    cost: Annotated[
+        str, typer.Option("--cost", help="What prices a call: a column of models.csv; listed, size-class, ...")
+    ] = "",
+    task: Annotated[str, typer.Option("--task", help="Which of several data sets in a folder.")] = "",
+    member: Annotated[Many, typer.Option("--member", help="Keep this model; repeat for more.")] = None,
+    splits: Annotated[
+        str, typer.Option("--splits", help="Shares of the splits.")
+    ] = "calibration=0.5,certification=0.25,test=0.25",
+    seed: Annotated[int, typer.Option("--seed", help="Of the draw of the splits.")] = 0,
+    complete: Annotated[
+        float | None,
+        typer.Option(
+            "--complete",
+            min=0,
+            max=1,
+            help="Leave out models that answered less than this share, then items that some model lacks.",
+        ),
+    ] = None,
+    drop_uncosted: Annotated[
+        bool, typer.Option("--drop-uncosted", help="Leave out models without a cost, and say which.")
+    ] = False,
+    extract: Annotated[
+        str, typer.Option("--extract", help="Answer within a text: whole, letter, number, boxed, or a dotted path.")
+    ] = "whole",
+    normalise: Annotated[
+        str, typer.Option("--normalise", help="Spelling of an answer: none, number, words, or a dotted path.")
+    ] = "none",
+) -> None:
+    """Read predictions that somebody recorded, and what their calls cost.
+
+    \b
+    Example:
+      coe import predictions topk imagenet/ --cost img_per_s_rtx4090_amp --drop-uncosted --costs costs.yaml
+      coe import predictions texts zeroeval/ --task gsm8k --cost listed-or-size-class --drop-uncosted \\
+          --complete 0.95 --costs costs.yaml -o predictions.npz
+      coe import predictions plain answers.csv --extract number --normalise number
+    """
+    from coe.profiler.recorded import Asked, import_predictions
+
+    asked = Asked(
+        task=task,
+        members=tuple(member or ()),
+        cost=cost,
+        splits=_shares(splits),
+        seed=seed,
+        complete=complete,
+        uncosted="drop" if drop_uncosted else "refuse",
+        extract=extract,
+        normalise=normalise,
+    )
+    found = import_predictions(kind, path, asked)
+    _tell(found.notes)
+    files.write_predictions(out, found.table)
+    wrote(out, f"{len(found.table.members)} members on {len(found.table)} items")
+    if costs is not None:
+        if found.costs is None:
+            raise InvalidInput(Problem("--costs", "nothing says what calls cost", remedy="name it with --cost"))
+        files.write(costs, found.costs, f"Imported by coe import predictions {kind} on {today()}.")
+        wrote(costs, f"in {found.costs.unit}, from {found.costs.source}")
+
+
+def _shares(text: str) -> dict[str, float]:
+    """``calibration=0.5,test=0.5`` as numbers."""
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            shares[name.strip()] = float(value)
+        except ValueError:
+            raise InvalidInput(Problem("--splits", "must look like calibration=0.5,test=0.5", text)) from None
+    return shares
+
+
+app.command("predictions")(with_common_flags(predictions))
 app.command("prices")(with_common_flags(prices))
 app.command("profiles")(with_common_flags(profiles))

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import coe
-from coe.cli import cluster, importing, live, offline, starters, validating
+from coe.cli import cluster, importing, live, offline, searching, starters, validating
 from coe.cli.console import NoColor, Quiet, Settings, obey, settings, with_common_flags
 from coe.errors import CoeError, InvalidInput
 
@@ -54,8 +54,8 @@ for verb in (
     starters.init,
     offline.predict,
     live.profile,
-    offline.search,
-    offline.calibrate,
+    searching.search,
+    searching.calibrate,
     offline.plan,
     offline.explain,
     live.build,

@@ -1,4 +1,4 @@
-"""Verbs that need no cluster: predict, search, calibrate, plan, explain."""
+"""Verbs that need no cluster: predict, plan, explain."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from coe import files
-from coe.cli.console import Out, place, progress, today, wrote
-from coe.errors import CannotCertify, InvalidInput, Problem
+from coe.cli.console import Out, progress, today, wrote
+from coe.errors import Problem
 from coe.table import PredictionTable
 from coe.types import Cascade, Plan, Pool, Profiles, Workload
 
@@ -40,111 +40,6 @@ def predict(
         table = predicting.predict(pool, pool_file.resolve().parent, items, advance)
     files.write_predictions(out, table)
     wrote(out, f"{len(table.members)} members on {len(table)} items")
-
-
-def search(
-    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="predictions.npz from `coe predict`")],
-    profiles: ProfilesFile,
-    prices: PricesFile,
-    workload: WorkloadFile,
-    out: Out = Path("front.json"),
-    cascade: Annotated[
-        Path | None, typer.Option("--cascade", help="Also write the chosen cascade there.", callback=place)
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", help="Also draw the front there (SVG).", callback=place)
-    ] = None,
-    batch: Annotated[
-        float | None,
-        typer.Option("--batch", min=1, help="Batch size to price calls at; by default what the load fills."),
-    ] = None,
-) -> None:
-    """Find the cheapest cascade that should keep the accuracy promise, and the whole accuracy/cost front.
-
-    \b
-    Example:
-      coe search predictions.npz --profiles profiles.yaml --prices fleet.yaml \\
-          --workload workload.yaml -o front.json --cascade cascade.yaml --plot front.svg
-    """
-    from coe.cascade import search as searching
-    from coe.cost.model import unit_costs
-    from coe.prices.catalog import provenance
-
-    table = files.read_predictions(predictions)
-    offers = files.read_prices(prices)
-    work = files.read(workload, Workload)
-    # calls are priced at the batch that opens when one query waits for company
-    filled = batch if batch is not None else max(1.0, 1 + work.rate_per_s * work.batch_wait_s)
-    costs = unit_costs(table.members, files.read(profiles, Profiles), offers, batch=filled)
-    with progress("search") as advance:
-        front = searching.search(
-            table,
-            costs,
-            work.reference,
-            work.max_accuracy_loss,
-            work.delta,
-            provenance(offers.offers),
-            progress=advance,
-        )
-    files.write(out, front)
-    wrote(out, f"{front.evaluated} configurations, {len(front.points)} on the front")
-    if plot is not None:
-        from coe.report.plots import front_plot
-
-        files.write_text(plot, front_plot(front))
-        wrote(plot, "the front as a picture")
-    print(front.verdict)
-    if cascade is not None:
-        if front.chosen is None:
-            raise CannotCertify(f"{predictions}: {front.verdict} Allow a larger loss, or label more items.")
-        files.write(cascade, front.chosen.cascade, f"Chosen by coe search on {today()}. {front.verdict}")
-        wrote(cascade, front.chosen.cascade.name)
-
-
-def calibrate(
-    cascade: Annotated[Path, typer.Argument(metavar="CASCADE", help="cascade.yaml: members and rules")],
-    predictions: Predictions,
-    workload: Annotated[
-        Path | None, typer.Option("--workload", help="Takes reference, loss and delta from it.")
-    ] = None,
-    reference: Annotated[str | None, typer.Option("--reference", help="Member to compare with.")] = None,
-    epsilon: Annotated[
-        float | None, typer.Option("--epsilon", help="Largest loss of accuracy, between 0 and 1.")
-    ] = None,
-    delta: Annotated[float | None, typer.Option("--delta", help="1 - confidence, between 0 and 1.")] = None,
-    out: Out = Path("cascade.calibrated.yaml"),
-) -> None:
-    """Choose thresholds on one split and certify the accuracy on another.
-
-    \b
-    Example:
-      coe calibrate cascade.yaml --predictions predictions.npz --workload workload.yaml
-      coe calibrate cascade.yaml --predictions predictions.npz --reference large --epsilon 0.01 --delta 0.05
-    """
-    from coe.cascade import calibrate as calibrating
-
-    work = None if workload is None else files.read(workload, Workload)
-    if work is not None:
-        reference = reference or work.reference
-        epsilon = work.max_accuracy_loss if epsilon is None else epsilon
-        delta = work.delta if delta is None else delta
-    if reference is None or epsilon is None:
-        raise InvalidInput(Problem("", "give --workload, or --reference and --epsilon"))
-    delta = 0.05 if delta is None else delta
-    for option, value in (("--epsilon", epsilon), ("--delta", delta)):
-        if not 0 < value < 1:
-            raise InvalidInput(Problem(option, "must lie between 0 and 1, ends excluded", f"{value:g}"))
-    shape = files.read(cascade, Cascade)
-    table = files.read_predictions(predictions)
-    certified = calibrating.calibrate(shape, table, reference, epsilon, delta)
-    files.write(out, certified, f"Certified by coe calibrate on {today()}.")
-    certificate = certified.certificate
-    assert certificate is not None
-    wrote(
-        out,
-        f"certified at most {certificate.epsilon:.2%} below {reference} with {1 - certificate.delta:.0%} confidence "
-        f"({certificate.losses} losses in {certificate.items} items)",
-    )
 
 
 def plan(

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coe.cost.tokens import call_usd
 from coe.errors import InvalidInput, Problem
 from coe.table import PredictionTable
-from coe.types import BoolArray, FloatArray
+from coe.types import BoolArray, Costs, FloatArray
 
 
 @dataclass(frozen=True)
@@ -70,27 +71,24 @@ def constant(cost: Mapping[str, float], unit: str = "usd", source: str = "") -> 
     return CallCosts(tuple(cost), np.array(list(cost.values()), dtype=np.float64), unit, source)
 
 
-@dataclass(frozen=True)
-class TokenPrice:
-    """Dollars per million tokens, and per call."""
+def call_costs(costs: Costs, table: PredictionTable) -> CallCosts:
+    """The cost of every call of every member of the table.
 
-    usd_per_million_prompt: float = 0.0
-    usd_per_million_completion: float = 0.0
-    usd_per_call: float = 0.0
-
-
-def priced_by_token(table: PredictionTable, prices: Mapping[str, TokenPrice], source: str = "") -> CallCosts:
-    """Dollars of every call from its prompt and completion tokens. Raises `InvalidInput` for a member without a price and
-    for a table without token counts.
+    Raises `InvalidInput` for a member without a cost, and where tokens are priced and the table counts none.
     """
+    lacking = [m for m in table.members if m not in costs.per_call and m not in costs.by_token]
+    if lacking:
+        remedy = "add them, or leave these members out"
+        raise InvalidInput(Problem("costs", f"no cost is known for {', '.join(lacking)}", remedy=remedy))
+    source = f"{costs.source}, {costs.date}" if costs.date else costs.source
+    if not any(m in costs.by_token for m in table.members):
+        return constant({m: costs.per_call[m] for m in table.members}, costs.unit, source)
     if table.tokens is None:
         remedy = "import predictions with token counts"
         raise InvalidInput(Problem("predictions", "hold no token counts to price", remedy=remedy))
-    lacking = [m for m in table.members if m not in prices]
-    if lacking:
-        raise InvalidInput(Problem("token prices", f"none is known for {', '.join(lacking)}"))
-    rates = np.array(
-        [(p.usd_per_million_prompt, p.usd_per_million_completion) for p in (prices[m] for m in table.members)]
-    )
-    flat = np.array([prices[m].usd_per_call for m in table.members])
-    return CallCosts(table.members, (table.tokens * rates[None] / 1e6).sum(axis=2) + flat, "usd", source)
+    per_call = np.empty(table.answers.shape)
+    for column, member in enumerate(table.members):
+        price = costs.by_token.get(member)
+        prompt, completion = table.tokens[:, column, 0], table.tokens[:, column, 1]
+        per_call[:, column] = costs.per_call[member] if price is None else call_usd(price, prompt, completion)
+    return CallCosts(table.members, per_call, costs.unit, source)

@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from coe.errors import InvalidInput, Problem
-from coe.types import ApiPrice, FloatArray
+from coe.types import ApiPrice, FloatArray, TokenPrice
 
 PER_MILLION = 1_000_000
 
 
-def call_usd(price: ApiPrice, prompt_tokens: ArrayLike, completion_tokens: ArrayLike) -> FloatArray:
+def call_usd(price: ApiPrice | TokenPrice, prompt_tokens: ArrayLike, completion_tokens: ArrayLike) -> FloatArray:
     """Dollars of each call; token counts broadcast against each other, so one count may stand for all calls.
 
     Both are counts as the provider bills them (completion tokens include reasoning). Raises `InvalidInput` for negative
