@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coe import files
 from coe.cli.main import run
@@ -16,7 +18,7 @@ from coe.cost.capacity import service_s
 from coe.errors import InvalidInput
 from coe.profiler.sources import import_profiles
 from coe.profiler.sources.asked import Asked
-from coe.types import Profile, Profiles
+from coe.types import BatchTiming, Profile, Profiles
 from tests import factories
 
 SAMPLES = Path(__file__).parents[1] / "data"
@@ -127,6 +129,22 @@ def test_our_own_profiles_are_merged(tmp_path: Path) -> None:
     found, _ = read("yaml", tmp_path / "a.yaml", tmp_path / "b.yaml")
     assert set(found) == {("small", "T4"), ("large", "T4")}
     assert found["small", "T4"].origin == "measured"
+
+
+@given(st.lists(st.floats(1e-4, 1.0), min_size=2, max_size=6), st.data())
+def test_between_batch_sizes_time_never_falls_and_beyond_them_nothing_is_said(times: list[float], data) -> None:
+    """Whatever was measured, monotone or not; and no plan counts on less than what was measured."""
+    sizes = sorted(data.draw(st.sets(st.integers(1, 200), min_size=len(times), max_size=len(times))))
+    timings = tuple(
+        BatchTiming(batch_size=b, latency_p50_s=t, latency_p99_s=2 * t) for b, t in zip(sizes, times, strict=True)
+    )
+    profile = factories.profile("m", "T4", 0.001).model_copy(update={"timings": timings})
+    grid = np.linspace(sizes[0], sizes[-1], 50)
+    predicted = [service_s(profile, float(b)) for b in grid]
+    assert np.all(np.diff(predicted) >= -1e-12)
+    assert all(service_s(profile, t.batch_size) >= t.latency_p50_s for t in timings)
+    with pytest.raises(InvalidInput, match="ends at batch size"):
+        service_s(profile, sizes[-1] + 1)
 
 
 # --- What is wrong ----------------------------------------------------------------------------------------------------
@@ -260,7 +278,11 @@ def test_the_timm_collection() -> None:
     assert on_a100 is not None
     assert on_a100.timings[0].latency_p50_s < resnet.timings[0].latency_p50_s < on_l4.timings[0].latency_p50_s
     assert on_l4.error_factor is not None
-    assert 1 < on_l4.error_factor < 2
+    assert 1.1 < on_l4.error_factor < 1.5
+    only = Asked(**{**asked.__dict__, "members": ("resnet50",)})
+    alone, _ = import_profiles("timm", [DATA / "throughput_timm/timm_infer.csv.gz"], only, ("L4",))
+    assert [p.member for p in alone.profiles] == ["resnet50"] * 3
+    assert alone.profiles[-1].timings == on_l4.timings  # fitted on the whole table, whoever is asked for
 
 
 @needs_data
