@@ -80,6 +80,29 @@ def test_mlperf_singlestream(tmp_path: Path) -> None:
     assert "1 offline (give --batch-size)" in notes
 
 
+LOG = {"day": "2023-04-05", "member": "resnet50", "accelerator": "A2", "memory_gib": 1.0, "p99_factor": 1.1}
+
+
+def test_mlperf_logs(tmp_path: Path) -> None:
+    offline = LOG | {"batch_sizes": (128,), "devices": 2}
+    found, _ = read("mlperf-log", "mlperf_log_summary.txt", **offline)
+    (timing,) = found["resnet50", "A2"].timings
+    assert (timing.batch_size, timing.latency_p50_s) == (128, pytest.approx(128 * 2 / 5202.88))
+    text = (SAMPLES / "mlperf_log_summary.txt").read_text()
+    (tmp_path / "s.txt").write_text(text.replace("Offline", "SingleStream").replace("329191959919", "500000"))
+    found, _ = read("mlperf-log", tmp_path / "s.txt", **LOG)
+    assert found["resnet50", "A2"].timings[0].latency_p50_s == 0.0005
+    for old, new, told in (
+        ("VALID", "INVALID", "must be a run that LoadGen calls VALID, got 'INVALID'"),
+        ("Offline", "Server", "must be Offline or SingleStream"),
+        ("5202.88", "0", "Samples per second: must be > 0, got 0"),
+        ("MLPerf Results", "Some Results", "is not a summary of MLPerf LoadGen"),
+    ):
+        (tmp_path / "bad.txt").write_text(text.replace(old, new, 1))
+        with pytest.raises(InvalidInput, match=re.escape(told)):
+            read("mlperf-log", tmp_path / "bad.txt", **offline)
+
+
 def test_batch_latency_tables_keep_what_is_not_monotone_and_say_so() -> None:
     found, notes = read("batch-latency", "batch_latency.csv", **TABLE)
     profile = found["tiny", "T4"]
@@ -166,9 +189,16 @@ def test_between_batch_sizes_time_never_falls_and_beyond_them_nothing_is_said(ti
         ("batch-latency", "batch_latency.csv", TABLE | {"rename": {}}, "--rename 'some_gpu'=NAME"),
         ("perf-analyzer", "perf_analyzer.csv", TRITON | {"batch_sizes": ()}, "give --batch-size, once per file"),
         ("perf-analyzer", "perf_analyzer.csv", TRITON | {"member": None}, "give --member"),
+        (
+            "mlperf-log",
+            "mlperf_log_summary.txt",
+            {**LOG, "batch_sizes": (8,)},
+            "on how many devices it ran; give --devices",
+        ),
+        ("mlperf-log", "mlperf_log_summary.txt", LOG, "give --batch-size, once per file"),
         ("vllm", "vllm_open_loop.json", VLLM, "max_concurrency: is null: queues are in the latency"),
         ("vllm", "litellm.json", VLLM, "is not a result of vllm bench serve"),
-        ("nosuch", "mlperf.csv", {}, "known: batch-latency, mlperf"),
+        ("nosuch", "mlperf.csv", {}, "known: batch-latency, mlperf, mlperf-log"),
     ],
 )
 def test_what_is_missing_is_asked_for(kind: str, name: str, asked: dict, told: str) -> None:

@@ -41,6 +41,8 @@ class Asked:
     """Column -> the value that its rows must have."""
     batch_sizes: tuple[int, ...] = ()
     """Of each file, or of a table that does not say."""
+    devices: int | None = None
+    """How many devices a figure of a whole system stands for, where the file does not say."""
     precision: Precision | None = None
     p99_factor: float | None = None
     """p99 / p50, for files that have no p99."""
