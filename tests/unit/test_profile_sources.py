@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coe import files
@@ -242,6 +243,32 @@ def test_impossible_figures_are_named(
 def test_vllm_runs_that_say_too_little(changes: dict, told: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=re.escape(told)):
         read("vllm", vllm_run(tmp_path / "run.json", **changes), **VLLM)
+
+
+SAMPLE_OF = {
+    "timm": ("timm_rtx3090.csv", TIMM),
+    "mlperf": ("mlperf.csv", MLPERF | {"pick": "median"}),
+    "mlperf-log": ("mlperf_log_summary.txt", LOG | {"batch_sizes": (8,), "devices": 1}),
+    "batch-latency": ("batch_latency.csv", TABLE),
+    "perf-analyzer": ("perf_analyzer.csv", TRITON),
+    "vllm": ("vllm_open_loop.json", VLLM),
+}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(sorted(SAMPLE_OF)), st.integers(0, 10_000), st.sampled_from(list('0-,"\n{}[]é:eE. ')), st.booleans()
+)
+def test_a_damaged_file_is_read_or_refused_and_never_breaks_us(
+    tmp_path: Path, kind: str, at: int, sign: str, skip: bool
+) -> None:
+    name, asked = SAMPLE_OF[kind]
+    text = (SAMPLES / name).read_text()
+    at %= len(text)
+    path = tmp_path / "damaged"
+    path.write_text(text[:at] + sign + text[at + 1 :], encoding="utf-8")
+    with contextlib.suppress(InvalidInput):
+        import_profiles(kind, [path], Asked(**(asked | {"skip_unusable": skip})))
 
 
 # --- Estimates --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from coe.errors import Problem
 from coe.prices import accelerators
-from coe.prices.rentals import Market, Rental
+from coe.prices.rentals import Market, Rental, cpu_name
 from coe.prices.sources.asked import Asked, Reading
 from coe.prices.sources.table import Line, rows
 
@@ -119,7 +119,7 @@ def _add(reading: Reading, line: Line, beside: Line | None, provider: str, day: 
     if any(math.isnan(x) for x in (vcpus, memory, count)):
         return
     instance = line.text("InstanceType")
-    resolved = _accelerator(reading, told, name, count, instance, asked) if name else (f"CPU-{instance}", 0.0)
+    resolved = _accelerator(reading, told, name, count, instance, asked) if name else (cpu_name(instance), 0.0)
     if resolved is None:
         return
     for market, usd in sums.items():
