@@ -98,11 +98,15 @@ def test_skypilot_google_machines_get_their_accelerators(tmp_path: Path) -> None
     assert "tpu-v6e-16" in "\n".join(notes)
 
 
-def test_skypilot_google_machines_without_their_accelerators_are_no_cheap_cpu_nodes() -> None:
+def test_skypilot_google_machines_without_their_accelerators_are_no_cheap_cpu_nodes(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="a2-highgpu-1g"):
         read("skypilot", "skypilot_gcp_vms.csv", providers=("gcp",))
     offers, _, _ = read("skypilot", "skypilot_gcp_vms.csv", providers=("gcp",), skip_unusable=True)
     assert set(offers) == {"n1-highmem-8", "n1-highmem-8-spot"}
+    rows = (SAMPLES / "skypilot_gcp_vms.csv").read_text().splitlines()
+    (tmp_path / "hosts.csv").write_text("\n".join(rows[:2]).replace("a2-highgpu-1g", "a3-edgegpu-8g") + "\n")
+    with pytest.raises(InvalidInput, match="a3-edgegpu-8g"):  # although the file has no accelerators at all
+        import_prices("skypilot", [tmp_path / "hosts.csv"], Asked(day="2026-11-01", providers=("gcp",)))
 
 
 def test_gpuhunt() -> None:
@@ -299,6 +303,12 @@ def test_choosing_rows() -> None:
     offers, _, _ = read("skypilot", "skypilot_lambda_vms.csv", **asked, quota=3)
     assert set(offers) == {"cpu_4x_general", "gpu_1x_a6000"}
     assert {o.quota for o in offers.values()} == {3}
+
+
+def test_unknown_names_beside_those_asked_for_are_told() -> None:
+    offers, _, notes = read("cloud-vm", "cloud_vm.csv", accelerators=("T4",), skip_unusable=True)
+    assert set(offers) == {"g4dn.xlarge"}
+    assert "not known were left out, too: inferentia" in notes
 
 
 # --- Names and helpers ------------------------------------------------------------------------------------------------

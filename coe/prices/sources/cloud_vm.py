@@ -54,8 +54,7 @@ def _add(reading: Reading, line: Line, asked: Asked) -> None:
     if gpu:
         found = accelerators.find(gpu, each)
         if found is None:
-            if not asked.accelerators:
-                reading.unusable.append(accelerators.unknown(gpu, each, f"{line.where}: gpu"))
+            reading.unknown(accelerators.unknown(gpu, each, f"{line.where}: gpu"), gpu, asked)
             return
         if count != int(count):
             if not asked.accelerators or found.name in asked.accelerators:

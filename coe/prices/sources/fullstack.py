@@ -55,14 +55,15 @@ def _add(
     if math.isnan(count):
         return
     called = line.text("GPU Type")
-    found = accelerators.find(called, None if all_gpus is None else all_gpus / count)
+    # the name has the memory of one; the column GPU RAM is that of all in some rows and of one in others
+    found = accelerators.find(called) or accelerators.find(called, None if all_gpus is None else all_gpus / count)
     main = next(iter(markets))
     usd = prices[main]
     problem = None
     if found is None:
-        if asked.accelerators:
-            return
         problem = accelerators.unknown(called, all_gpus and all_gpus / count, f"{line.where}: GPU Type")
+        reading.unknown(problem, called, asked)
+        return
     elif asked.accelerators and found.name.upper() not in {a.upper() for a in asked.accelerators}:
         return
     elif vcpus is None or memory is None:

@@ -45,9 +45,8 @@ def _add(reading: Reading, line: Line, provider: str, day: str, asked: Asked) ->
     if count:
         found = accelerators.find(line.text("gpu_name"), gpu_memory)
         if found is None:
-            if not asked.accelerators:
-                where = f"{line.where}: gpu_name"
-                reading.unusable.append(accelerators.unknown(line.text("gpu_name"), gpu_memory, where))
+            called = line.text("gpu_name")
+            reading.unknown(accelerators.unknown(called, gpu_memory, f"{line.where}: gpu_name"), called, asked)
             return
         if count != int(count):
             reading.unusable.append(Problem(f"{line.where}: gpu_count", "must be a whole number", f"{count:g}"))
