@@ -64,9 +64,9 @@ def _add(
         problem = accelerators.unknown(called, all_gpus and all_gpus / count, f"{line.where}: GPU Type")
         reading.unknown(problem, called, asked)
         return
-    elif asked.accelerators and found.name.upper() not in {a.upper() for a in asked.accelerators}:
+    if asked.accelerators and found.name.upper() not in {a.upper() for a in asked.accelerators}:
         return
-    elif vcpus is None or memory is None:
+    if vcpus is None or memory is None:
         problem = Problem(line.where, "does not say how many vCPUs and how much memory the machine has")
     elif all(p is None for p in prices.values()):
         problem = Problem(f"{line.where}: {markets[main]}", "has no price for the machine")
