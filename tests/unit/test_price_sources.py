@@ -224,6 +224,7 @@ def test_what_is_imported_can_be_written_and_read_again(kind: str, name: str, as
         ),
         ("gpuhunt", "gpuhunt_lambdalabs.csv", "i2,us,1.0,30,240,2", "i1,us,0.7,30,240,1", "'i1' has 2 prices"),
         ("fullstack", "fullstack.csv", "GPU RAM", "Name", "has a column twice"),
+        ("fullstack", "fullstack.csv", "Volta,1,16", "Volta,0.5,16", "GPUs: must be >= 1, got 0.5"),
         ("litellm", "litellm.json", "6e-08", "-6e-08", "must be a number >= 0, got -6e-08"),
         ("litellm", "litellm.json", "6e-08", '"free"', "must be a number >= 0"),
         ("litellm", "litellm.json", "{", "", "is not valid JSON"),
