@@ -370,7 +370,7 @@ class Profile(Noun):
     """What a call costs on top of the service time: serialisation, scheduling, network."""
     origin: Literal["measured", "imported", "estimated"]
     error_factor: Annotated[float, Field(ge=1)] | None = None
-    """Of an estimate: nine of ten devices that were left out of the fit were within this factor. None where measured."""
+    """Of an estimate: nine of ten predictions of devices left out of the fit were within this factor; else None."""
     source: str
     """Device, driver and library versions, or the document it was imported from."""
     date: Day

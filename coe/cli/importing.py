@@ -211,7 +211,8 @@ def profiles(
     kind: Annotated[
         str,
         typer.Argument(
-            metavar="KIND", help="timm, mlperf, batch-latency, perf-analyzer, vllm, yaml, or package.module:reader"
+            metavar="KIND",
+            help="timm, mlperf, mlperf-log, batch-latency, perf-analyzer, vllm, yaml, or package.module:reader",
         ),
     ],
     paths: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files of that kind, plain or .gz.")],
@@ -231,6 +232,9 @@ def profiles(
     where: Annotated[Many, typer.Option("--where", help="COLUMN=VALUE: keep rows with that value.")] = None,
     batch_size: Annotated[
         list[int] | None, typer.Option("--batch-size", min=1, help="Of each file, where it does not say.")
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option("--devices", min=1, help="Of the system measured, where it does not say.")
     ] = None,
     precision: Annotated[
         Literal["fp32", "fp16", "int8"] | None, typer.Option("--precision", help="At which it ran, where not said.")
@@ -272,10 +276,11 @@ def profiles(
         accelerator=accelerator,
         rename=_pairs("--rename", rename),
         member=names[0] if len(names) == 1 and "*" not in names[0] else None,
-        members=() if kind in ("perf-analyzer", "vllm") and len(names) == 1 else names,
+        members=() if kind in ("perf-analyzer", "mlperf-log", "vllm") and len(names) == 1 else names,
         accelerators=_our_names("--only", only),
         where=_pairs("--where", where),
         batch_sizes=tuple(batch_size or ()),
+        devices=devices,
         precision=precision,
         p99_factor=p99_factor,
         memory_gib=memory_gib,

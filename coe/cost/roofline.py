@@ -10,8 +10,10 @@ was measured, by least absolute error of the logarithm, so that twice too slow c
 measurements do not bend the fit. A model that was itself measured elsewhere is *anchored*: its estimate is multiplied by how
 far the formula was off there.
 
-Every estimate carries an error factor: each device that was measured is left out of the fit and predicted; nine of ten
-predictions were within that factor. A fit on one device cannot know it, and is refused.
+Every estimate carries an error factor: each device that was measured is left out of the fit and predicted; the factor is the
+one that nine of ten further such predictions would keep (the conformal quantile, Vovk et al. 2005; the largest error seen where
+there are fewer than nine). That holds as far as the new device is like the measured ones: a band from gaming cards says little
+about a CPU. A fit on one device cannot know it, and is refused.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ from coe.types import BatchTiming, FloatArray, Profile
 
 COVERED = 0.9
 """Share of left-out predictions that are within the error factor."""
+
+ENOUGH = 9
+"""With fewer predictions the largest error stands for nine of ten."""
 
 IN_TURN = "each in turn"
 """Stands for the device in the row of all predictions."""
@@ -83,6 +88,9 @@ class Roofline:
     """For members that were measured on another device."""
     devices: tuple[str, ...]
     measurements: int
+    left_out: int
+    """Predictions of left-out devices that `error_factor` rests on."""
+    anchored_left_out: int
 
     def seconds(self, work: Work, peak: Peak, batch_size: float, member: str | None = None) -> float:
         """Estimated seconds of a batch; anchored where `member` was measured elsewhere."""
@@ -146,6 +154,8 @@ def fit(measured: Sequence[Measured]) -> Roofline:
         anchored_error_factor=_factor(anchored) if len(anchored) else cold_factor,
         devices=devices,
         measurements=len(measured),
+        left_out=len(cold),
+        anchored_left_out=len(anchored),
     )
 
 
@@ -188,7 +198,10 @@ def estimate(
     peak = peak_of(accelerator, precision)
     factor = roofline.error_factor_of(member)
     seconds = [roofline.seconds(work, peak, b, member) for b in batch_sizes]
-    how = "anchored" if member in roofline.member_factor else "from its work alone"
+    is_anchored = member in roofline.member_factor
+    left_out = roofline.anchored_left_out if is_anchored else roofline.left_out
+    how = "anchored" if is_anchored else "from its work alone"
+    share = "nine in ten" if left_out >= ENOUGH else "all"
     return Profile(
         member=member,
         accelerator=accelerator.name,
@@ -201,7 +214,7 @@ def estimate(
         error_factor=factor,
         source=(
             f"roofline at {precision}, {how}: {roofline.measurements} measurements on {', '.join(roofline.devices)}; "
-            f"{accelerator.source}; nine of ten left-out figures within a factor of {factor:.2f}, which p99 includes"
+            f"{accelerator.source}; {share} of {left_out} left-out figures within a factor of {factor:.2f}, which p99 includes"
         ),
         date=date,
     )
@@ -295,7 +308,9 @@ def _log_errors(measured: Sequence[Measured], device: str, anchored: bool) -> Fl
 
 
 def _factor(log_errors: FloatArray) -> float:
-    return max(1.0, float(np.exp(np.quantile(np.abs(log_errors), COVERED))))
+    """The conformal quantile: of n errors the ceil(0.9 (n + 1))-th smallest, or the largest where n is too small."""
+    rank = int(np.ceil(COVERED * (len(log_errors) + 1)))
+    return float(np.exp(np.sort(np.abs(log_errors))[min(rank, len(log_errors)) - 1]))
 
 
 def _check(measured: Sequence[Measured]) -> None:

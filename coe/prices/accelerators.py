@@ -144,16 +144,22 @@ _BY_NAME = {a.name: a for a in ACCELERATORS}
 
 
 def find(name: str, memory_gib: float | None = None) -> Accelerator | None:
-    """The accelerator that a source calls `name`, with its memory where the source says it; None if unknown."""
+    """The accelerator that a source calls `name`, with its memory where the source says it.
+
+    None if unknown, and where the memory is not that of the name: a sixth of an A10 is called A10, too.
+    """
     key = _key(name)
     if key in {_key(a) for a in AMBIGUOUS}:
         if memory_gib is None:
             return None
         options = [_BY_NAME[o] for o in AMBIGUOUS[next(a for a in AMBIGUOUS if _key(a) == key)]]
         return next((o for o in options if _close(o, memory_gib)), None)
+    known = _BY_KEY.get(key)
+    if known is not None:
+        return known if memory_gib is None or known.memory_gib == 0 or _close(known, memory_gib) else None
     sized = re.fullmatch(r"(.+?)[\s(_-]+(\d+)\s*gi?b?\)?", name.strip(), re.IGNORECASE)
-    if key in _BY_KEY or sized is None:
-        return _BY_KEY.get(key)
+    if sized is None:
+        return None
     plain = find(sized[1], float(sized[2]))  # ``K80 (12 GB)`` is a K80, as long as a K80 has 12
     return plain if plain is not None and _close(plain, float(sized[2])) else None
 
@@ -180,6 +186,10 @@ def unknown(name: str, memory_gib: float | None = None, where: str = "accelerato
         if _key(name) == _key(short):
             beside = "" if memory_gib is None else f" with {memory_gib:g} GiB"
             return Problem(where, f"must say which one: {' or '.join(options)}", f"'{name}'{beside}")
+    known = find(name)
+    if known is not None and memory_gib is not None:
+        rule = f"has {known.memory_gib:g} GiB; with {memory_gib:g} GiB it is a share of one, or another device"
+        return Problem(where, rule, f"'{name}'")
     near = difflib.get_close_matches(_key(name), list(_BY_KEY), n=3, cutoff=0.5)
     names = list(dict.fromkeys(_BY_KEY[k].name for k in near))
     remedy = f"did you mean {' or '.join(names)}?" if names else f"known: {', '.join(_BY_NAME)}"

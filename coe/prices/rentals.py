@@ -11,10 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
+
+from pydantic import ValidationError
 
 from coe.errors import InvalidInput, Problem
-from coe.types import Offer
+from coe.types import Noun, Offer
+
+N = TypeVar("N", bound=Noun)
 
 Market = Literal["on_demand", "spot", "reserved", "owned", "serverless"]
 
@@ -82,12 +86,31 @@ def named_offers(rentals: Sequence[Rental], source: str, quota: int | None = Non
         for name, found in prices.items()
         if taken[name] > 1
     ]
-    return Named(tuple(offers), tuple(conflicts), merged)
+    return Named(tuple(o for o in offers if o is not None), tuple(conflicts), merged)
 
 
 def slug(text: str) -> str:
     """`text` as part of a name: letters, digits, dots, underscores and dashes."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-._")
+
+
+def cpu_name(instance: str) -> str:
+    """What a CPU-only machine counts as an accelerator of: its speed depends on its size, so its type is in the name."""
+    return f"CPU-{slug(instance)}"
+
+
+def checked(build: Callable[[], N], where: str, problems: list[Problem]) -> N | None:
+    """What `build` makes; None where a field breaks a rule of ours, which is added to `problems`."""
+    try:
+        return build()
+    except ValidationError as error:
+        problems += [
+            Problem(
+                f"{where}: {'.'.join(map(str, e['loc']))}", e["msg"][:1].lower() + e["msg"][1:], repr(e["input"])[:80]
+            )
+            for e in error.errors()
+        ]
+        return None
 
 
 def _without_equal_zones(rentals: Sequence[Rental]) -> tuple[list[Rental], int]:

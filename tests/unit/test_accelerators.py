@@ -50,6 +50,7 @@ def test_every_source_means_the_same_thing(called: str, memory_gib: float | None
         ("A100 (20 GB)", None, "did you mean"),
         ("NVIDIA A100-PCIe-80GB (1x1g.10gb MIG)", None, "A100-80GB"),  # a slice is no A100
         ("P100 (12 GB)", None, "P100"),
+        ("A10", 4.0, "has 24 GiB; with 4 GiB it is a share of one"),
         ("L40SS", None, "L40S"),
         ("trainium", None, "known: K80"),
         ("", None, "known: K80"),

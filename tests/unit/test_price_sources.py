@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coe import files
@@ -31,6 +32,9 @@ ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "tests/data"
 DATA = Path(os.environ.get("COE_DATA", ROOT.parent / "shared/data"))
 SNAPSHOT = ROOT / "cluster_configs/prices-2026-11-20.yaml"
+NO_PROVIDER = ("cloud-vm", "fullstack", "litellm", "llm-csv")
+"""Kinds whose files say whose prices they hold."""
+
 needs_data = pytest.mark.skipif(not (DATA / "prices_cloud").exists(), reason="needs the price tables in COE_DATA")
 
 
@@ -94,11 +98,15 @@ def test_skypilot_google_machines_get_their_accelerators(tmp_path: Path) -> None
     assert "tpu-v6e-16" in "\n".join(notes)
 
 
-def test_skypilot_google_machines_without_their_accelerators_are_no_cheap_cpu_nodes() -> None:
+def test_skypilot_google_machines_without_their_accelerators_are_no_cheap_cpu_nodes(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="a2-highgpu-1g"):
         read("skypilot", "skypilot_gcp_vms.csv", providers=("gcp",))
     offers, _, _ = read("skypilot", "skypilot_gcp_vms.csv", providers=("gcp",), skip_unusable=True)
     assert set(offers) == {"n1-highmem-8", "n1-highmem-8-spot"}
+    rows = (SAMPLES / "skypilot_gcp_vms.csv").read_text().splitlines()
+    (tmp_path / "hosts.csv").write_text("\n".join(rows[:2]).replace("a2-highgpu-1g", "a3-edgegpu-8g") + "\n")
+    with pytest.raises(InvalidInput, match="a3-edgegpu-8g"):  # although the file has no accelerators at all
+        import_prices("skypilot", [tmp_path / "hosts.csv"], Asked(day="2026-11-01", providers=("gcp",)))
 
 
 def test_gpuhunt() -> None:
@@ -202,7 +210,7 @@ def test_what_is_imported_can_be_written_and_read_again(kind: str, name: str, as
         ("skypilot", "skypilot_lambda_vms.csv", "16.0,0.2,", "16.0,-0.2,", "vms.csv:2: Price: must be > 0, got -0.2"),
         ("skypilot", "skypilot_lambda_vms.csv", "16.0,0.2,", "16.0,0,", "Price: must be > 0, got 0"),
         ("skypilot", "skypilot_lambda_vms.csv", "16.0,0.2,", "16.0,€0.2,", "'€0.2'; prices must be in US dollars"),
-        ("skypilot", "skypilot_lambda_vms.csv", "16.0,0.2,", "16.0,nan,", "Price: must be >"),
+        ("skypilot", "skypilot_lambda_vms.csv", "16.0,0.2,", "16.0,nan,", "Price: must be a finite number, got nan"),
         ("skypilot", "skypilot_lambda_vms.csv", ",V100,8.0", ",V100,8.5", "must be a whole number, got 8.5"),
         ("skypilot", "skypilot_lambda_vms.csv", "A6000,1.0", "A60OO,1.0", "'A60OO'; did you mean A6000"),
         ("skypilot", "skypilot_lambda_vms.csv", "0.2,us-east-1,,", "0.2,us-east-1,", "must have 9 cells"),
@@ -216,6 +224,7 @@ def test_what_is_imported_can_be_written_and_read_again(kind: str, name: str, as
         ),
         ("gpuhunt", "gpuhunt_lambdalabs.csv", "i2,us,1.0,30,240,2", "i1,us,0.7,30,240,1", "'i1' has 2 prices"),
         ("fullstack", "fullstack.csv", "GPU RAM", "Name", "has a column twice"),
+        ("fullstack", "fullstack.csv", "Volta,1,16", "Volta,0.5,16", "GPUs: must be >= 1, got 0.5"),
         ("litellm", "litellm.json", "6e-08", "-6e-08", "must be a number >= 0, got -6e-08"),
         ("litellm", "litellm.json", "6e-08", '"free"', "must be a number >= 0"),
         ("litellm", "litellm.json", "{", "", "is not valid JSON"),
@@ -247,6 +256,34 @@ def test_a_list_in_another_currency_is_refused(tmp_path: Path) -> None:
         import_prices("yaml", [ours], Asked())
 
 
+SAMPLE_OF = {
+    "skypilot": "skypilot_gcp_vms.csv",
+    "gpuhunt": "gpuhunt_lambdalabs.csv",
+    "cloud-vm": "cloud_vm.csv",
+    "fullstack": "fullstack.csv",
+    "litellm": "litellm.json",
+    "llm-csv": "llm_prices.csv",
+}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(sorted(SAMPLE_OF)), st.integers(0, 10_000), st.sampled_from(list('0-,"\n{}[]é$eE. ')), st.booleans()
+)
+def test_a_damaged_file_is_read_or_refused_and_never_breaks_us(
+    tmp_path: Path, kind: str, at: int, sign: str, skip: bool
+) -> None:
+    text = (SAMPLES / SAMPLE_OF[kind]).read_text()
+    at %= len(text)
+    path = tmp_path / "damaged"
+    path.write_text(text[:at] + sign + text[at + 1 :], encoding="utf-8")
+    with contextlib.suppress(InvalidInput):
+        prices, _ = import_prices(
+            kind, [path], Asked(day="2026-11-01", providers=() if kind in NO_PROVIDER else ("p",), skip_unusable=skip)
+        )
+        assert all(o.usd_per_hour > 0 for o in prices.offers)
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
@@ -267,6 +304,12 @@ def test_choosing_rows() -> None:
     offers, _, _ = read("skypilot", "skypilot_lambda_vms.csv", **asked, quota=3)
     assert set(offers) == {"cpu_4x_general", "gpu_1x_a6000"}
     assert {o.quota for o in offers.values()} == {3}
+
+
+def test_unknown_names_beside_those_asked_for_are_told() -> None:
+    offers, _, notes = read("cloud-vm", "cloud_vm.csv", accelerators=("T4",), skip_unusable=True)
+    assert set(offers) == {"g4dn.xlarge"}
+    assert "not known were left out, too: inferentia" in notes
 
 
 # --- Names and helpers ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from coe import files
 from coe.cli.main import run
@@ -16,7 +19,7 @@ from coe.cost.capacity import service_s
 from coe.errors import InvalidInput
 from coe.profiler.sources import import_profiles
 from coe.profiler.sources.asked import Asked
-from coe.types import Profile, Profiles
+from coe.types import BatchTiming, Profile, Profiles
 from tests import factories
 
 SAMPLES = Path(__file__).parents[1] / "data"
@@ -78,6 +81,29 @@ def test_mlperf_singlestream(tmp_path: Path) -> None:
     assert "1 offline (give --batch-size)" in notes
 
 
+LOG = {"day": "2023-04-05", "member": "resnet50", "accelerator": "A2", "memory_gib": 1.0, "p99_factor": 1.1}
+
+
+def test_mlperf_logs(tmp_path: Path) -> None:
+    offline = LOG | {"batch_sizes": (128,), "devices": 2}
+    found, _ = read("mlperf-log", "mlperf_log_summary.txt", **offline)
+    (timing,) = found["resnet50", "A2"].timings
+    assert (timing.batch_size, timing.latency_p50_s) == (128, pytest.approx(128 * 2 / 5202.88))
+    text = (SAMPLES / "mlperf_log_summary.txt").read_text()
+    (tmp_path / "s.txt").write_text(text.replace("Offline", "SingleStream").replace("329191959919", "500000"))
+    found, _ = read("mlperf-log", tmp_path / "s.txt", **LOG)
+    assert found["resnet50", "A2"].timings[0].latency_p50_s == 0.0005
+    for old, new, told in (
+        ("VALID", "INVALID", "must be a run that LoadGen calls VALID, got 'INVALID'"),
+        ("Offline", "Server", "must be Offline or SingleStream"),
+        ("5202.88", "0", "Samples per second: must be > 0, got 0"),
+        ("MLPerf Results", "Some Results", "is not a summary of MLPerf LoadGen"),
+    ):
+        (tmp_path / "bad.txt").write_text(text.replace(old, new, 1))
+        with pytest.raises(InvalidInput, match=re.escape(told)):
+            read("mlperf-log", tmp_path / "bad.txt", **offline)
+
+
 def test_batch_latency_tables_keep_what_is_not_monotone_and_say_so() -> None:
     found, notes = read("batch-latency", "batch_latency.csv", **TABLE)
     profile = found["tiny", "T4"]
@@ -129,6 +155,22 @@ def test_our_own_profiles_are_merged(tmp_path: Path) -> None:
     assert found["small", "T4"].origin == "measured"
 
 
+@given(st.lists(st.floats(1e-4, 1.0), min_size=2, max_size=6), st.data())
+def test_between_batch_sizes_time_never_falls_and_beyond_them_nothing_is_said(times: list[float], data) -> None:
+    """Whatever was measured, monotone or not; and no plan counts on less than what was measured."""
+    sizes = sorted(data.draw(st.sets(st.integers(1, 200), min_size=len(times), max_size=len(times))))
+    timings = tuple(
+        BatchTiming(batch_size=b, latency_p50_s=t, latency_p99_s=2 * t) for b, t in zip(sizes, times, strict=True)
+    )
+    profile = factories.profile("m", "T4", 0.001).model_copy(update={"timings": timings})
+    grid = np.linspace(sizes[0], sizes[-1], 50)
+    predicted = [service_s(profile, float(b)) for b in grid]
+    assert np.all(np.diff(predicted) >= -1e-12)
+    assert all(service_s(profile, t.batch_size) >= t.latency_p50_s for t in timings)
+    with pytest.raises(InvalidInput, match="ends at batch size"):
+        service_s(profile, sizes[-1] + 1)
+
+
 # --- What is wrong ----------------------------------------------------------------------------------------------------
 
 
@@ -148,9 +190,16 @@ def test_our_own_profiles_are_merged(tmp_path: Path) -> None:
         ("batch-latency", "batch_latency.csv", TABLE | {"rename": {}}, "--rename 'some_gpu'=NAME"),
         ("perf-analyzer", "perf_analyzer.csv", TRITON | {"batch_sizes": ()}, "give --batch-size, once per file"),
         ("perf-analyzer", "perf_analyzer.csv", TRITON | {"member": None}, "give --member"),
+        (
+            "mlperf-log",
+            "mlperf_log_summary.txt",
+            {**LOG, "batch_sizes": (8,)},
+            "on how many devices it ran; give --devices",
+        ),
+        ("mlperf-log", "mlperf_log_summary.txt", LOG, "give --batch-size, once per file"),
         ("vllm", "vllm_open_loop.json", VLLM, "max_concurrency: is null: queues are in the latency"),
         ("vllm", "litellm.json", VLLM, "is not a result of vllm bench serve"),
-        ("nosuch", "mlperf.csv", {}, "known: batch-latency, mlperf"),
+        ("nosuch", "mlperf.csv", {}, "known: batch-latency, mlperf, mlperf-log"),
     ],
 )
 def test_what_is_missing_is_asked_for(kind: str, name: str, asked: dict, told: str) -> None:
@@ -194,6 +243,32 @@ def test_impossible_figures_are_named(
 def test_vllm_runs_that_say_too_little(changes: dict, told: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=re.escape(told)):
         read("vllm", vllm_run(tmp_path / "run.json", **changes), **VLLM)
+
+
+SAMPLE_OF = {
+    "timm": ("timm_rtx3090.csv", TIMM),
+    "mlperf": ("mlperf.csv", MLPERF | {"pick": "median"}),
+    "mlperf-log": ("mlperf_log_summary.txt", LOG | {"batch_sizes": (8,), "devices": 1}),
+    "batch-latency": ("batch_latency.csv", TABLE),
+    "perf-analyzer": ("perf_analyzer.csv", TRITON),
+    "vllm": ("vllm_open_loop.json", VLLM),
+}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(sorted(SAMPLE_OF)), st.integers(0, 10_000), st.sampled_from(list('0-,"\n{}[]é:eE. ')), st.booleans()
+)
+def test_a_damaged_file_is_read_or_refused_and_never_breaks_us(
+    tmp_path: Path, kind: str, at: int, sign: str, skip: bool
+) -> None:
+    name, asked = SAMPLE_OF[kind]
+    text = (SAMPLES / name).read_text()
+    at %= len(text)
+    path = tmp_path / "damaged"
+    path.write_text(text[:at] + sign + text[at + 1 :], encoding="utf-8")
+    with contextlib.suppress(InvalidInput):
+        import_profiles(kind, [path], Asked(**(asked | {"skip_unusable": skip})))
 
 
 # --- Estimates --------------------------------------------------------------------------------------------------------
@@ -260,7 +335,11 @@ def test_the_timm_collection() -> None:
     assert on_a100 is not None
     assert on_a100.timings[0].latency_p50_s < resnet.timings[0].latency_p50_s < on_l4.timings[0].latency_p50_s
     assert on_l4.error_factor is not None
-    assert 1 < on_l4.error_factor < 2
+    assert 1.1 < on_l4.error_factor < 1.5
+    only = Asked(**{**asked.__dict__, "members": ("resnet50",)})
+    alone, _ = import_profiles("timm", [DATA / "throughput_timm/timm_infer.csv.gz"], only, ("L4",))
+    assert [p.member for p in alone.profiles] == ["resnet50"] * 3
+    assert alone.profiles[-1].timings == on_l4.timings  # fitted on the whole table, whoever is asked for
 
 
 @needs_data

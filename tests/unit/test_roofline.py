@@ -112,7 +112,7 @@ def test_an_estimate_is_labelled_and_p99_is_the_end_of_its_band() -> None:
     assert profile.origin == "estimated"
     assert profile.error_factor == found.error_factor
     assert "roofline at fp16, from its work alone: 36 measurements on slow, fast, lean" in profile.source
-    assert "nine of ten left-out figures within a factor of" in profile.source
+    assert "nine in ten of 36 left-out figures within a factor of" in profile.source
     for timing in profile.timings:
         assert timing.latency_p99_s == pytest.approx(timing.latency_p50_s * found.error_factor)
     with pytest.raises(InvalidInput, match="ends at batch size 32"):

@@ -50,6 +50,9 @@ def import_prices(kind: str, paths: Sequence[Path], asked: Asked) -> tuple[Price
         raise InvalidInput(problems)
     unusable = [p for r in readings for p in r.unusable]
     notes = [n for r in readings for n in r.notes]
+    others = sorted({name for r in readings for name in r.not_asked_for})
+    if others:
+        notes.append(f"accelerators of names that are not known were left out, too: {', '.join(others[:20])}")
     offers: list[Offer] = [o for r in readings for o in r.offers]
     for source in dict.fromkeys(r.source for r in readings):
         named = named_offers([x for r in readings if r.source == source for x in r.rentals], source, asked.quota)

@@ -96,3 +96,12 @@ class Reading:
     unusable: list[Problem] = field(default_factory=list)
     """Rows of which no offer can be made without guessing: malformed cells, unknown names, shares of an accelerator."""
     notes: list[str] = field(default_factory=list)
+    not_asked_for: set[str] = field(default_factory=set)
+    """Unknown names of accelerators in a file of which only named ones are kept."""
+
+    def unknown(self, problem: Problem, called: str, asked: Asked) -> None:
+        """Report an unknown accelerator: as an unusable row, or as a name beside the ones asked for."""
+        if asked.accelerators:
+            self.not_asked_for.add(called)
+        else:
+            self.unusable.append(problem)

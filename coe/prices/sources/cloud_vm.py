@@ -12,7 +12,7 @@ from pathlib import Path
 
 from coe.errors import Problem
 from coe.prices import accelerators
-from coe.prices.rentals import Market, Rental
+from coe.prices.rentals import Market, Rental, cpu_name
 from coe.prices.sources.asked import Asked, Reading
 from coe.prices.sources.table import Line, rows
 
@@ -50,12 +50,11 @@ def _add(reading: Reading, line: Line, asked: Asked) -> None:
             reading.unusable.append(Problem(f"{line.where}: as_of", "must be a day, YYYY-MM-DD", f"'{day}'", remedy))
             return
         day = asked.date(line.path)
-    name, memory_each = f"CPU-{instance}", 0.0
+    name, memory_each = cpu_name(instance), 0.0
     if gpu:
         found = accelerators.find(gpu, each)
         if found is None:
-            if not asked.accelerators:
-                reading.unusable.append(accelerators.unknown(gpu, each, f"{line.where}: gpu"))
+            reading.unknown(accelerators.unknown(gpu, each, f"{line.where}: gpu"), gpu, asked)
             return
         if count != int(count):
             if not asked.accelerators or found.name in asked.accelerators:

@@ -48,33 +48,30 @@ def _read(path: Path, asked: Asked, own: tuple[str, ...], markets: dict[Market, 
 def _add(
     reading: Reading, line: Line, who: str, markets: dict[Market, str], day: str, asked: Asked, uneven: list[str]
 ) -> None:
-    count = line.number("GPUs", above=True)
+    count = line.whole("GPUs", least=1)
     vcpus, memory = line.optional("vCPUs", above=True), line.optional("RAM", above=True)
     prices = {market: line.optional(column, above=True) for market, column in markets.items()}
     per_gpu, all_gpus = line.optional("Per-GPU", above=True), line.optional("GPU RAM", above=True)
     if math.isnan(count):
         return
     called = line.text("GPU Type")
-    found = accelerators.find(called, None if all_gpus is None else all_gpus / count)
+    # the name has the memory of one; the column GPU RAM is that of all in some rows and of one in others
+    found = accelerators.find(called) or accelerators.find(called, None if all_gpus is None else all_gpus / count)
     main = next(iter(markets))
     usd = prices[main]
-    problem = None
     if found is None:
-        if asked.accelerators:
-            return
         problem = accelerators.unknown(called, all_gpus and all_gpus / count, f"{line.where}: GPU Type")
-    elif asked.accelerators and found.name.upper() not in {a.upper() for a in asked.accelerators}:
+        reading.unknown(problem, called, asked)
         return
-    elif vcpus is None or memory is None:
-        problem = Problem(line.where, "does not say how many vCPUs and how much memory the machine has")
-    elif all(p is None for p in prices.values()):
-        problem = Problem(f"{line.where}: {markets[main]}", "has no price for the machine")
-    if problem is not None:
-        reading.unusable.append(problem)
+    if asked.accelerators and found.name.upper() not in {a.upper() for a in asked.accelerators}:
         return
-    assert found is not None
-    assert vcpus is not None
-    assert memory is not None
+    if vcpus is None or memory is None:
+        rule = "does not say how many vCPUs and how much memory the machine has"
+        reading.unusable.append(Problem(line.where, rule))
+        return
+    if all(p is None for p in prices.values()):
+        reading.unusable.append(Problem(f"{line.where}: {markets[main]}", "has no price for the machine"))
+        return
     if usd is not None and per_gpu is not None and abs(usd - per_gpu * count) > _ROUNDING_USD * (count + 1):
         uneven.append(f"{line.where}: {count:g} x ${per_gpu:g} against ${usd:g}")
     provider = line.text(who)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from coe.errors import Problem
 from coe.prices import accelerators
-from coe.prices.rentals import Rental
+from coe.prices.rentals import Rental, cpu_name
 from coe.prices.sources.asked import Asked, Reading
 from coe.prices.sources.table import Line, rows
 
@@ -41,13 +41,12 @@ def _add(reading: Reading, line: Line, provider: str, day: str, asked: Asked) ->
     gpu_memory = line.optional("gpu_memory", above=True)
     if not instance or any(math.isnan(x) for x in (usd, vcpus, memory, count)):
         return
-    name, each = f"CPU-{instance}", 0.0
+    name, each = cpu_name(instance), 0.0
     if count:
         found = accelerators.find(line.text("gpu_name"), gpu_memory)
         if found is None:
-            if not asked.accelerators:
-                where = f"{line.where}: gpu_name"
-                reading.unusable.append(accelerators.unknown(line.text("gpu_name"), gpu_memory, where))
+            called = line.text("gpu_name")
+            reading.unknown(accelerators.unknown(called, gpu_memory, f"{line.where}: gpu_name"), called, asked)
             return
         if count != int(count):
             reading.unusable.append(Problem(f"{line.where}: gpu_count", "must be a whole number", f"{count:g}"))

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from coe.errors import InvalidInput, Problem
+from coe.prices.rentals import checked
 from coe.prices.sources.asked import Asked, Reading
 from coe.prices.sources.table import text_of
 from coe.types import ApiPrice
@@ -78,7 +80,8 @@ def _price(reading: Reading, where: str, model: str, entry: dict[str, Any], day:
         found[key] = float(value)
     if not any(found.values()):
         return None
-    return ApiPrice(
+    build = partial(
+        ApiPrice,
         model=model,
         provider=entry["litellm_provider"],
         usd_per_million_prompt_tokens=per_million(found["input_cost_per_token"]),
@@ -87,6 +90,7 @@ def _price(reading: Reading, where: str, model: str, entry: dict[str, Any], day:
         source=reading.source,
         date=day,
     )
+    return checked(build, where, reading.unusable)
 
 
 def per_million(usd_per_token: float) -> float:

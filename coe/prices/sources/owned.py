@@ -7,11 +7,13 @@ hours that it can be used, 1 where empty). The number of machines is the quota.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from coe.errors import InvalidInput, Problem
 from coe.prices import accelerators
 from coe.prices.owned import owned_usd_per_hour
+from coe.prices.rentals import checked, cpu_name
 from coe.prices.sources.asked import Asked, Reading
 from coe.prices.sources.plain import rental
 from coe.prices.sources.table import Line, finite, rows
@@ -56,9 +58,10 @@ def _offer(reading: Reading, line: Line, day: str) -> Offer | None:
     except InvalidInput as error:
         reading.unusable += [Problem(f"{line.where}: {p.where}", p.rule, p.found, p.remedy) for p in error.problems]
         return None
-    return Offer(
+    build = partial(
+        Offer,
         node_type=line.text("node_type"),
-        accelerator=found.name if found else f"CPU-{line.text('node_type')}",
+        accelerator=found.name if found else cpu_name(line.text("node_type")),
         accelerators_per_node=int(devices),
         accelerator_memory_gib=found.memory_gib if found else 0.0,
         vcpus=vcpus,
@@ -69,3 +72,4 @@ def _offer(reading: Reading, line: Line, day: str) -> Offer | None:
         source=reading.source,
         date=day,
     )
+    return checked(build, line.where, reading.unusable)

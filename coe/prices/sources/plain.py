@@ -32,9 +32,10 @@ def read(path: Path, asked: Asked) -> Reading:
 def _named(reading: Reading, offer: Offer, where: str) -> Offer | None:
     if offer.accelerators_per_node == 0:
         return offer
-    found = accelerators.find(offer.accelerator, offer.accelerator_memory_gib or None)
+    memory_gib = offer.accelerator_memory_gib or None  # what is left for models, where the writer says less than sold
+    found = accelerators.find(offer.accelerator) or accelerators.find(offer.accelerator, memory_gib)
     if found is None:
-        reading.unusable.append(accelerators.unknown(offer.accelerator, offer.accelerator_memory_gib or None, where))
+        reading.unusable.append(accelerators.unknown(offer.accelerator, memory_gib, where))
         return None
     memory = offer.accelerator_memory_gib or found.memory_gib
     return offer.model_copy(update={"accelerator": found.name, "accelerator_memory_gib": memory})

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from coe.errors import Problem
 from coe.prices import accelerators
-from coe.prices.rentals import Market, Rental
+from coe.prices.rentals import Market, Rental, cpu_name
 from coe.prices.sources.asked import Asked, Reading
 from coe.prices.sources.table import Line, rows
 
@@ -42,7 +42,9 @@ HOSTS: tuple[tuple[re.Pattern[str], str], ...] = (
 G2 = {4: 1, 8: 1, 12: 1, 16: 1, 24: 2, 32: 1, 48: 4, 96: 8}
 """vCPUs of a g2-standard machine -> its L4s."""
 
+_SURELY_BUILT_IN = re.compile(r"a\d+-\w+gpu-|g2-standard-")
 _BUILT_IN = re.compile(r"(a\d|g\d|ct\d\w*)-")
+"""Google's names; the second only in a file that has accelerators apart, since others have such names, too."""
 
 
 def read(path: Path, asked: Asked) -> Reading:
@@ -60,9 +62,10 @@ def read(path: Path, asked: Asked) -> Reading:
     for line in lines:
         if not line.text("InstanceType"):
             continue
+        instance = line.text("InstanceType")
         bare = not line.text("AcceleratorName")
-        built_in = _built_in(line.text("InstanceType")) if bare and apart else None
-        if bare and apart and built_in is None and _BUILT_IN.match(line.text("InstanceType")):
+        built_in = _built_in(instance) if bare else None
+        if bare and built_in is None and (_SURELY_BUILT_IN.match(instance) or (apart and _BUILT_IN.match(instance))):
             reading.unusable.append(_no_accelerator(line))
             continue
         beside = None
@@ -119,7 +122,7 @@ def _add(reading: Reading, line: Line, beside: Line | None, provider: str, day: 
     if any(math.isnan(x) for x in (vcpus, memory, count)):
         return
     instance = line.text("InstanceType")
-    resolved = _accelerator(reading, told, name, count, instance, asked) if name else (f"CPU-{instance}", 0.0)
+    resolved = _accelerator(reading, told, name, count, instance, asked) if name else (cpu_name(instance), 0.0)
     if resolved is None:
         return
     for market, usd in sums.items():
@@ -150,8 +153,7 @@ def _accelerator(
         called = OWN_NAMES.get(called, called)
     found = accelerators.find(called, memory)
     if found is None:
-        if not asked.accelerators:
-            reading.unusable.append(accelerators.unknown(called, memory, f"{line.where}: AcceleratorName"))
+        reading.unknown(accelerators.unknown(called, memory, f"{line.where}: AcceleratorName"), called, asked)
         return None
     if count != int(count):
         reading.unusable.append(Problem(f"{line.where}: AcceleratorCount", "must be a whole number", f"{count:g}"))

@@ -65,7 +65,10 @@ class Line:
             remedy = "prices must be in US dollars" if any(c in text for c in "€£¥₹") or "EUR" in text.upper() else ""
             self.complain(column, "must be a number", f"'{text}'", remedy)
             return None
-        if not math.isfinite(value) or value < least or (above and value == least):
+        if not math.isfinite(value):
+            self.complain(column, "must be a finite number", text)
+            return None
+        if value < least or (above and value == least):
             self.complain(column, f"must be {'>' if above else '>='} {least:g}", text)
             return None
         return value

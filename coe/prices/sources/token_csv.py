@@ -5,8 +5,10 @@ Columns: key, provider, mode, usd_in_per_mtok, usd_out_per_mtok and others that 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+from coe.prices.rentals import checked
 from coe.prices.sources.asked import Asked, Reading
 from coe.prices.sources.litellm import MODES
 from coe.prices.sources.table import rows
@@ -32,16 +34,18 @@ def read(path: Path, asked: Asked) -> Reading:
         elif not prompt and not completion:
             free += 1
         else:
-            reading.apis.append(
-                ApiPrice(
-                    model=model,
-                    provider=provider,
-                    usd_per_million_prompt_tokens=prompt or 0.0,
-                    usd_per_million_completion_tokens=completion or 0.0,
-                    source=reading.source,
-                    date=day,
-                )
+            build = partial(
+                ApiPrice,
+                model=model,
+                provider=provider,
+                usd_per_million_prompt_tokens=prompt or 0.0,
+                usd_per_million_completion_tokens=completion or 0.0,
+                source=reading.source,
+                date=day,
             )
+            price = checked(build, line.where, reading.unusable)
+            if price is not None:
+                reading.apis.append(price)
     if free or other:
         reading.notes.append(f"models left out: {free} priced at zero, {other} of another mode")
     return reading

@@ -16,7 +16,7 @@ from coe.plugins import resolve
 from coe.prices.accelerators import Precision, accelerator, find
 from coe.prices.sources import shown
 from coe.prices.sources.table import finite, rows
-from coe.profiler.sources import batch_latency, mlperf, perf_analyzer, timm, vllm
+from coe.profiler.sources import batch_latency, mlperf, mlperf_log, perf_analyzer, timm, vllm
 from coe.profiler.sources.asked import Asked, Reading, profiles_of
 from coe.types import Profile, Profiles
 
@@ -38,6 +38,7 @@ def read_yaml(path: Path, asked: Asked) -> Reading:
 READERS: dict[str, Reader] = {
     "timm": timm.read,
     "mlperf": mlperf.read,
+    "mlperf-log": mlperf_log.read,
     "batch-latency": batch_latency.read,
     "perf-analyzer": perf_analyzer.read,
     "vllm": vllm.read,
@@ -73,8 +74,11 @@ def import_profiles(
 
 
 def _read(kind: str, path: Path, asked: Asked, index: int) -> Reading:
-    if kind == "perf-analyzer":
-        return perf_analyzer.read(path, asked, asked.batch_sizes[index] if index < len(asked.batch_sizes) else None)
+    size = asked.batch_sizes[index] if index < len(asked.batch_sizes) else None
+    if kind == "perf-analyzer":  # a file of these is one batch size, and does not say which
+        return perf_analyzer.read(path, asked, size)
+    if kind == "mlperf-log":
+        return mlperf_log.read(path, asked, size)
     return resolve(kind, READERS, "profile format")(path, asked)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ from coe.cost.roofline import Measured, Work
 from coe.errors import InvalidInput, Problem
 from coe.prices import accelerators
 from coe.prices.accelerators import Accelerator, Precision
-from coe.prices.rentals import slug
+from coe.prices.rentals import checked, slug
 from coe.prices.sources.table import Line
 from coe.types import BatchTiming, Profile
 
@@ -41,6 +42,8 @@ class Asked:
     """Column -> the value that its rows must have."""
     batch_sizes: tuple[int, ...] = ()
     """Of each file, or of a table that does not say."""
+    devices: int | None = None
+    """How many devices a figure of a whole system stands for, where the file does not say."""
     precision: Precision | None = None
     p99_factor: float | None = None
     """p99 / p50, for files that have no p99."""
@@ -159,17 +162,19 @@ def profiles_of(reading: Reading, asked: Asked) -> list[Profile]:
             continue
         assert memory is not None
         _note_slower(reading, member, accelerator, timings)
-        profiles.append(
-            Profile(
-                member=member,
-                accelerator=accelerator,
-                timings=tuple(timings),
-                memory_gib=memory,
-                origin="imported",
-                source=_source(reading, asked, chosen),
-                date=reading.date,
-            )
+        build = partial(
+            Profile,
+            member=member,
+            accelerator=accelerator,
+            timings=tuple(timings),
+            memory_gib=memory,
+            origin="imported",
+            source=_source(reading, asked, chosen),
+            date=reading.date,
         )
+        profile = checked(build, chosen[0].where, problems)
+        if profile is not None:
+            profiles.append(profile)
     if problems:
         raise InvalidInput(problems[:20])
     return profiles

@@ -10,14 +10,15 @@ One batch size per model, a mean, no p99 and no memory: weights are counted wher
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coe.cost.roofline import Measured, Work, peak_of
 from coe.errors import InvalidInput, Problem
-from coe.prices.accelerators import Precision, accelerator
+from coe.prices.accelerators import Accelerator, Precision
 from coe.prices.sources.table import Line, finite, rows
 from coe.profiler.sources.asked import Asked, Reading, Timed, member_name
 
@@ -39,6 +40,8 @@ class Row:
     """One row of either kind of table; figures that it lacks are None."""
 
     line: Line
+    asked_for: bool
+    """False for models that only help to fit an estimate."""
     model: str
     accelerator: str
     precision: Precision
@@ -51,14 +54,17 @@ class Row:
 
 
 def rows_of(path: Path, asked: Asked, problems: list[Problem] | None = None) -> Iterator[Row]:
-    """Rows that are asked for and well formed; what is wrong with others is added to `problems`."""
+    """Well-formed rows; what is wrong with others of the models asked for is added to `problems`."""
     found: list[Problem] = [] if problems is None else problems
     columns: dict[str, str] = {}
     for line in rows(path, ("model",), found, "a timm benchmark"):
         if not columns:
             columns = _columns(line)
-        if not asked.keeps_line(line) or not asked.keeps_member(line.text("model")):
+        if not asked.keeps_line(line):
             continue
+        asked_for = asked.keeps_member(line.text("model"))
+        if not asked_for:
+            line = replace(line, problems=[])
         called = line.text("hw") or asked.accelerator
         precision = PRECISIONS.get(line.text("precision")) if "precision" in line.cells else asked.precision
         if called is None:
@@ -71,7 +77,7 @@ def rows_of(path: Path, asked: Asked, problems: list[Problem] | None = None) -> 
         rate, step = line.number(columns["samples_per_s"], above=True), line.number(columns["step_ms"], above=True)
         if finite(size, batch, rate, step):
             rest = [_millions(line, columns[c]) for c in ("params_m", "gmacs", "macts")]
-            yield Row(line, line.text("model"), called, precision, size, batch, rate, *rest)
+            yield Row(line, asked_for, line.text("model"), called, precision, size, batch, rate, *rest)
 
 
 def _columns(line: Line) -> dict[str, str]:
@@ -104,17 +110,20 @@ def read(path: Path, asked: Asked) -> Reading:
     found = []
     for row in rows_of(path, asked, reading.unusable):
         device = asked.device(row.accelerator if "hw" in row.line.cells else None, f"{row.line.where}: hw")
-        if isinstance(device, Problem):
+        if isinstance(device, Accelerator):
+            found.append((row, device))
+        elif device is not None and row.asked_for:
             reading.unusable.append(device)
-        elif device is not None:
-            found.append((row, device.name))
     sizes: dict[str, set[float]] = defaultdict(set)
     for row, _ in found:
-        sizes[row.model].add(row.img_size)
-    for row, device_name in found:
-        several = len(sizes[row.model]) > 1
-        member = member_name(f"{row.model}-{row.img_size:g}px" if several else row.model)
-        _add(reading, row, device_name, member)
+        if row.asked_for:
+            sizes[row.model].add(row.img_size)
+    for row, device in found:
+        alone = row.asked_for and len(sizes[row.model]) == 1
+        member = member_name(row.model if alone else f"{row.model}-{row.img_size:g}px")
+        _measure(reading, row, device, member)
+        if row.asked_for:
+            _add(reading, row, device.name, member)
     return reading
 
 
@@ -134,12 +143,16 @@ def _add(reading: Reading, row: Row, device_name: str, member: str) -> None:
     if row.params_m is not None:
         weights = row.params_m * 1e6 * BYTES[row.precision] / 2**30
         reading.memory_gib[member] = max(weights, reading.memory_gib.get(member, 0.0))
+
+
+def _measure(reading: Reading, row: Row, device: Accelerator, member: str) -> None:
+    """Remember the row for fitting, where the table says what the model does and the maker what the device can do."""
     work = work_of(row)
     if work is None:
         return
-    reading.work[member] = work
-    try:
-        peak = peak_of(accelerator(device_name), row.precision)
-    except InvalidInput:
-        return
-    reading.measured.append(Measured(member, work, peak, row.batch_size, seconds))
+    if row.asked_for:
+        reading.work[member] = work
+    with contextlib.suppress(InvalidInput):
+        peak = peak_of(device, row.precision)
+        seconds = row.batch_size / row.samples_per_s
+        reading.measured.append(Measured(member, work, peak, row.batch_size, seconds))
