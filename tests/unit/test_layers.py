@@ -23,7 +23,7 @@ HEAVY = {
     "matplotlib": ("coe/report/plots.py", "coe/freeze/"),
     "fastapi": ("coe/serving/",),
     "httpx": ("coe/bench.py", "deployments/"),
-    "scipy.optimize": ("coe/placement/milp.py",),
+    "scipy.optimize": ("coe/placement/milp.py", "coe/cascade/temperature.py", "coe/cost/roofline.py"),
     "typer": ("coe/cli/",),
 }
 """Package -> the only places that may import it."""

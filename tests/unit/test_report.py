@@ -228,7 +228,7 @@ def test_the_front_stands_alone() -> None:
             accuracy_accepted=(accuracy,),
             calls={},
         )
-        return FrontPoint(cascade=cascade, stats=stats, usd_per_1k=usd, loss_upper_bound=0.01)
+        return FrontPoint(cascade=cascade, stats=stats, cost_per_1k=usd, loss_upper_bound=0.01)
 
     small, large = (Cascade(tiers=(Tier(members=(m,)),)) for m in ("small", "large"))
     chosen = point(Cascade(tiers=(first, last)), 0.1, 0.955)
@@ -241,7 +241,7 @@ def test_the_front_stands_alone() -> None:
         items=100,
         method="exhaustive",
         evaluated=3,
-        unit_cost_usd={"small": 0.00002, "large": 0.0005},
+        unit_cost={"small": 0.00002, "large": 0.0005},
         cost_source="a price list for tests (2026-11-01)",
         points=(singles[0], chosen, singles[1]),
         singles=singles,
