@@ -7,6 +7,7 @@
 `stopping`      the distribution of the stage that answers, and small networks (torch)
 `gates`         IDK cascades: cost-aware and cost-oblivious neural gates (torch)
 `policy`        stop policies, trained exactly or by REINFORCE (torch)
+`methods`       all of these by one name (torch)
 `joint`         classifiers and stop policy trained together (torch)
 ==============  ======================================================================================
 

@@ -26,14 +26,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from coe.cascade.rules import Rule, Scored, score, vote
+from coe.cascade.rules import Rule, Scored, rule_of, score, vote
 from coe.errors import InvalidInput, Problem, Stale, Unavailable
 from coe.files import dotted, write_atomically
 from coe.learned.features import matrix
-from coe.table import Outputs
-from coe.types import MISSING_VOTE, FloatArray, Noun
+from coe.table import Outputs, PredictionTable
+from coe.types import MISSING_VOTE, Cascade, FloatArray, IntArray, Noun
 
 HARD = 0.5
 """Both papers harden their gates here."""
@@ -69,6 +70,8 @@ class Gate:
     trade: float = 0.0
     where: str = "gate"
     """What errors call it."""
+    seen: IntArray | None = None
+    """Hashes (see `hashes`) of the items it was trained on; None where nobody wrote them down."""
 
     def __post_init__(self) -> None:
         width = len(self.mean)
@@ -170,7 +173,9 @@ def save(path: str | Path, gate: Gate) -> str:
         tensors |= {f"weight{number}": weight, f"bias{number}": bias}
     about = _About(**{name: getattr(gate, name) for name in _About.model_fields if hasattr(gate, name)})
     # one metadata key: the format leaves the order of several open, and the digest must not vary
-    arrays = {name: np.ascontiguousarray(array, dtype=np.float64) for name, array in tensors.items()}
+    arrays: dict[str, Any] = {n: np.ascontiguousarray(array, dtype=np.float64) for n, array in tensors.items()}
+    if gate.seen is not None:
+        arrays["seen"] = np.ascontiguousarray(gate.seen, dtype=np.int64)
     content: bytes = _safetensors().save(arrays, metadata={"coe": about.model_dump_json()})
     write_atomically(path, lambda file: file.write(content))
     return f"{SCHEME}:{Path(path).as_posix()}#{_digest(content)}"
@@ -211,7 +216,7 @@ def read(path: str | Path) -> Gate:
 def _parsed(content: bytes, where: str) -> Gate:
     safetensors = _safetensors()
     try:
-        tensors: dict[str, FloatArray] = safetensors.load(content)
+        tensors: dict[str, Any] = safetensors.load(content)
         length = int.from_bytes(content[:8], "little")
         # the header: eight bytes of length, little endian, and then JSON
         text = json.loads(content[8 : 8 + length]).get("__metadata__", {}).get("coe", "{}")
@@ -229,17 +234,32 @@ def _parsed(content: bytes, where: str) -> Gate:
             scale=tensors["scale"],
             layers=tuple(_layers(tensors)),
             where=f"gate {where}",
+            seen=tensors.get("seen"),
             **about.model_dump(exclude={"kind", "version"}),
         )
     except (KeyError, ValueError) as error:
         raise InvalidInput(Problem(f"gate {where}", "is not a whole gate", str(error))) from None
 
 
-def _layers(tensors: dict[str, FloatArray]) -> Iterator[Layer]:
+def _layers(tensors: dict[str, Any]) -> Iterator[Layer]:
     number = 0
     while f"weight{number}" in tensors:
         yield tensors[f"weight{number}"], tensors[f"bias{number}"]
         number += 1
+
+
+def hashes(items: NDArray[np.str_]) -> IntArray:
+    """(items,) rising: 64 bits of the hash of every item id, enough to know an item again."""
+    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in items.tolist()]
+    return np.sort(np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64))
+
+
+def seen_in(cascade: Cascade, table: PredictionTable) -> int:
+    """How many items of the table a gate of the cascade was trained on."""
+    here = hashes(table.items)
+    gates = [rule_of(tier) for tier in cascade.tiers if tier.rule.startswith(f"{SCHEME}:")]
+    known = [g.seen for g in gates if isinstance(g, Gate) and g.seen is not None]
+    return int(np.isin(here, np.concatenate(known)).sum()) if known else 0
 
 
 def _digest(content: bytes) -> str:

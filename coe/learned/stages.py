@@ -21,7 +21,7 @@ from coe.cascade.decide import settle
 from coe.cascade.evaluate import check_against, for_table, tier_outputs
 from coe.cascade.rules import Rule, rule_of
 from coe.errors import InvalidInput, Problem
-from coe.learned.gate_rule import HARD, Gate, answering, save
+from coe.learned.gate_rule import HARD, Gate, answering, hashes, save
 from coe.table import Outputs, PredictionTable
 from coe.types import MISSING_VOTE, BoolArray, Cascade, FloatArray, IntArray, Tier
 
@@ -282,9 +282,9 @@ def cascade_of(
     if len(shape.tiers) != len(gates.gates) + 1:
         rule = f"must be {len(gates.gates) + 1}, one more than gates"
         raise InvalidInput(Problem("tiers", rule, str(len(shape.tiers))))
-    gated = []
+    gated, trained_on = [], hashes(table.items)
     for number, (gate, tier) in enumerate(zip(gates.gates, shape.tiers[:-1], strict=True), start=1):
-        rule = save(Path(folder) / f"{name}-{number}.safetensors", gate)
+        rule = save(Path(folder) / f"{name}-{number}.safetensors", replace(gate, seen=trained_on))
         gated.append(Tier.model_validate(tier.model_dump() | {"rule": rule, "quorum": None, "threshold": bar}))
     shape = for_table(shape, table)
     return shape.model_copy(update={"tiers": (*gated, shape.tiers[-1]), "certificate": None})
