@@ -179,9 +179,9 @@ def test_gates_are_calibrated_and_certified_as_any_rule(tmp_path: Path) -> None:
     path = tmp_path / "cascade.yaml"
     files.write(path, shape)
     shape = files.read(path, Cascade)
-    certified = calibrate(shape, table, "large", epsilon=0.05, delta=0.05)
+    certified = calibrate(shape, table, "large", epsilon=0.05, delta=0.05, claim="loss")
     # a rising function of the maximum probability has the path of the rule `score`, so the same routes
-    same = calibrate(factories.cascade(("small",)), table, "large", epsilon=0.05, delta=0.05)
+    same = calibrate(factories.cascade(("small",)), table, "large", epsilon=0.05, delta=0.05, claim="loss")
     assert evaluate(certified, table) == evaluate(same, table)
     assert certified.certificate is not None
     assert same.certificate is not None
