@@ -193,6 +193,20 @@ def test_a_cascade_of_gates_routes_as_the_stages_say(tmp_path: Path) -> None:
     assert sum(stats.calls[m] * COSTS[m] for m in COSTS) == pytest.approx(expected_here.cost)
 
 
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_gates_read_carried_votes_temperatures_and_lists_as_the_cascade_does(tmp_path: Path, top_k: int | None) -> None:
+    table = factories.table(n=900)
+    carrying = [tier.model_copy(update={"carry": number}) for number, tier in enumerate(THREE.tiers)]
+    mixed = THREE.model_copy(update={"tiers": tuple(carrying), "top_k": top_k, "temperatures": {"small": 1.7}})
+    stages = stages_of(mixed, table, COSTS)
+    assert [o.answers.shape[1] for o in stages.outputs] == [1, 3, 4]
+    trained = gates.train(stages, 0.15, settings=QUICK)
+    cascade = cascade_of(trained, mixed, table, tmp_path)
+    stats, expected_here = evaluate(cascade, table), deployed(trained, stages)
+    assert (stats.accuracy, stats.reach) == (expected_here.accuracy, expected_here.reach)
+    assert 0 < stats.reach[2] < stats.reach[1] < 1
+
+
 def test_refusals() -> None:
     table = factories.table(n=40)
     stages = stages_of(TWO, table, COSTS)
