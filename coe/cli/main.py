@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import coe
-from coe.cli import cluster, importing, live, offline, searching, starters, validating
+from coe.cli import cluster, importing, live, offline, searching, starters, training, validating
 from coe.cli.console import NoColor, Quiet, Settings, obey, settings, with_common_flags
 from coe.errors import CoeError, InvalidInput
 
@@ -55,6 +55,7 @@ for verb in (
     offline.predict,
     live.profile,
     searching.search,
+    training.train_gate,
     searching.calibrate,
     offline.plan,
     offline.explain,

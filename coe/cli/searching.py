@@ -10,6 +10,7 @@ import typer
 
 from coe import files
 from coe.cli.console import Out, place, progress, today, wrote
+from coe.cli.training import refuse_seen
 from coe.errors import CannotCertify, InvalidInput, Problem
 from coe.table import PredictionTable
 from coe.types import Cascade, Claim, Costs, Profiles, Workload
@@ -153,6 +154,8 @@ def calibrate(
     if not isinstance(shape, Cascade | Front):
         raise InvalidInput(Problem(str(cascade), "must be a cascade or a front"))
     table = files.read_predictions(predictions)
+    if isinstance(shape, Cascade):
+        refuse_seen(shape, table, str(predictions))
     certify = calibrating.calibrate if isinstance(shape, Cascade) else calibrating.calibrate_front
     certified = certify(shape, table, *promise, _claim(claim))  # type: ignore[arg-type]  # each with its own noun
     files.write(out, certified, f"Certified by coe calibrate on {today()}.")

@@ -19,7 +19,7 @@ from coe.records import Answer, BatchRun, NodeSpan
 from coe.types import Cascade, Front, Plan, Pool, Profiles
 from tests import factories
 
-VERBS = sorted(c.callback.__name__ for c in app.registered_commands if c.callback is not None)
+VERBS = sorted(c.callback.__name__.replace("_", "-") for c in app.registered_commands if c.callback is not None)
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "cluster up", "cluster down"])
