@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -41,6 +42,8 @@ from coe.cascade.search import search
 from coe.cascade.space import Space
 from coe.cascade.temperature import fitted_temperatures
 from coe.cost.calls import CallCosts, call_costs
+from coe.learned.gate_rule import save
+from coe.learned.searching import learned_front
 from coe.profiler.recorded import Asked, import_predictions
 from coe.table import PredictionTable
 from coe.types import Cascade, Front
@@ -49,6 +52,7 @@ LOSSES_PT = (0.0, 0.2, 0.5, 1.0)
 DELTA = 0.05
 SPLITS = {"calibration": 0.35, "certification": 0.4, "test": 0.25}
 SPEED = "img_per_s_rtx4090_amp"
+GATES = Path(tempfile.mkdtemp(prefix="coe-gates-"))
 MOST_LISTED = 7
 """Models among which FrugalGPT-style lists are built: those on the front of single models, dearest first."""
 
@@ -97,7 +101,9 @@ def told(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def searched(data: Data, space: Space, temperatures: dict[str, float] | None = None) -> Front:
+def searched(
+    data: Data, space: Space, temperatures: dict[str, float] | None = None, extra: tuple[Cascade, ...] = ()
+) -> Front:
     """The front of a space on the selection split."""
     started = time.time()
     dearest = max(data.costs.mean().values())
@@ -109,6 +115,7 @@ def searched(data: Data, space: Space, temperatures: dict[str, float] | None = N
         DELTA,
         replace(space, most_cost=dearest),
         temperatures=temperatures,
+        extra=extra,
         threads=os.cpu_count() or 1,
         progress=_bar(space),
     )
@@ -134,8 +141,20 @@ def fronts(data: Data) -> dict[str, Front]:
     for name, space in wanted.items():
         told(f"{data.name}: searching {name}")
         fitted = fitted_temperatures(data.split("calibration")[0]) if name == "coe" and white_box else None
-        result[name] = searched(data, space, fitted)
+        extra = () if fitted is None else learned(data, fitted)
+        result[name] = searched(data, space, fitted, extra)
     return result
+
+
+def learned(data: Data, temperatures: dict[str, float]) -> tuple[Cascade, ...]:
+    """Cascades with learned gates, whose files lie in a folder that lasts as long as the program."""
+    started = time.time()
+    sample, costs = data.split("calibration")
+    found = learned_front(
+        sample, costs, sample.members[0], lambda name, gate: save(GATES / f"{name}.safetensors", gate), temperatures
+    )
+    told(f"  {len(found)} cascades with learned gates, {time.time() - started:.1f} s")
+    return found
 
 
 def _ours(table: PredictionTable) -> Space:

@@ -47,13 +47,15 @@ def search(
     temperatures: Mapping[str, float] | None = None,
     claim: Claim = "excess",
     split: str = SPLIT,
+    extra: Sequence[Cascade] = (),
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Front:
     """The accuracy/cost front on one split, and the cheapest cascade whose loss bound is within epsilon.
 
-    `costs` is per call and must align with the items of `split`, or with all of `table`. `progress` is called with (first
-    tiers done, first tiers in all). Raises `InvalidInput` for members without a cost and a reference that is not there.
+    `costs` is per call and must align with the items of `split`, or with all of `table`. `extra` cascades, such as those
+    with learned gates, compete too. `progress` is called with (first tiers done, first tiers in all). Raises
+    `InvalidInput` for members without a cost and a reference that is not there.
     """
     mask = table.splits == split
     sample = table.split(split)
@@ -61,6 +63,11 @@ def search(
         costs = costs.rows(mask)
     work = _Work.of(sample, costs, reference, space or Space(), temperatures or {})
     found = work.explored(threads, progress)
+    if extra:
+        with_extra = f"{found.method}; and {len(extra)} cascades of other origin"
+        found = replace(
+            found, by_right=(*found.by_right, *extra), evaluated=found.evaluated + len(extra), method=with_extra
+        )
     return _front(work, found, epsilon, delta, claim, split)
 
 

@@ -74,6 +74,17 @@ def search(
     temperatures: Annotated[
         bool, typer.Option("--temperatures", help="Fit a temperature per member on the calibration split first.")
     ] = False,
+    learned: Annotated[
+        Path | None,
+        typer.Option("--learned", help="Also try a learned gate per tier, and keep the gates in this folder."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            help="Search what a published method tries: idk-probability, idk-entropy, model-cascades, agreement, coe.",
+        ),
+    ] = None,
     max_cost: Annotated[
         float | None, typer.Option("--max-cost", min=0, help="Leave out cascades dearer than this per query.")
     ] = None,
@@ -84,7 +95,9 @@ def search(
     Example:
       coe search predictions.npz --profiles profiles.yaml --prices fleet.yaml \\
           --workload workload.yaml -o front.json --cascade cascade.yaml --plot front.svg
-      coe search predictions.npz --costs costs.yaml --reference large --epsilon 0.005 --tiers 3 --temperatures
+      coe search predictions.npz --costs costs.yaml --reference large --epsilon 0.005 --tiers 3 --temperatures \\
+          --learned gates
+      coe search predictions.npz --costs costs.yaml --reference large --epsilon 0.01 --method idk-entropy
     """
     from coe.cascade import search as searching
     from coe.cascade.temperature import fitted_temperatures
@@ -93,8 +106,11 @@ def search(
     promise = _promise(work, reference, epsilon, delta)
     table = files.read_predictions(predictions)
     prepared = _costs(table, costs, profiles, prices, work, batch)
-    space = _space(tiers, first, last, rules, carry, dispatch, max_cost)
+    space = (
+        _space(tiers, first, last, rules, carry, dispatch, max_cost) if method is None else _preset(method, max_cost)
+    )
     fitted = fitted_temperatures(table.split(searching.SPLIT)) if temperatures else None
+    gated = () if learned is None else _learned(table, prepared, promise[0], learned, fitted)
     with progress("search") as advance:
         front = searching.search(
             table,
@@ -102,6 +118,7 @@ def search(
             *promise,
             space,
             temperatures=fitted,
+            extra=gated,
             claim=_claim(claim),
             threads=os.cpu_count() or 1,
             progress=advance,
@@ -239,6 +256,40 @@ def _space(
         tiers=tiers,
         most_cost=float("inf") if max_cost is None else max_cost,
     )
+
+
+def _preset(method: str, max_cost: float | None) -> Space:
+    """The space of a published method."""
+    from dataclasses import replace
+
+    from coe.cascade.presets import preset
+
+    space = preset(method)
+    return space if max_cost is None else replace(space, most_cost=max_cost)
+
+
+def _learned(
+    table: PredictionTable, costs: CallCosts, reference: str, folder: Path, temperatures: dict[str, float] | None
+) -> tuple[Cascade, ...]:
+    """Cascades with learned gates, kept in `folder`."""
+    from coe.cascade.search import SPLIT
+    from coe.learned.gate_rule import save
+    from coe.learned.searching import learned_front
+
+    folder.mkdir(parents=True, exist_ok=True)
+    sample = table.split(SPLIT)
+    own = costs.rows(table.splits == SPLIT)
+    with progress("gates") as advance:
+        found = learned_front(
+            sample,
+            own,
+            reference,
+            lambda name, gate: save(folder / f"{name}.safetensors", gate),
+            temperatures,
+            progress=advance,
+        )
+    wrote(folder, f"gates of {len(found)} cascades")
+    return found
 
 
 def _claim(text: str) -> Claim:

@@ -188,6 +188,21 @@ def probs(view: View) -> FloatArray:
     return view.mean
 
 
+def each(view: View) -> FloatArray:
+    """(items, 3 * members): of every voter in order, the log-odds of its highest probability (cut at 16), its margin, and
+    whether it votes for the plurality answer; zeros where it did not vote.
+    """
+    ranked = -np.sort(-view.probs, axis=2)
+    best = ranked[:, :, 0]
+    second = ranked[:, :, 1] if ranked.shape[2] > 1 else np.zeros_like(best)
+    odds = np.log(np.maximum(best, _TINY)) - np.log(np.maximum(1 - best, _TINY))
+    ballots = Ballots(view.outputs.answers)
+    answer, _ = ballots.first_of(ballots.leading)
+    agrees = view.voted & (view.outputs.answers == answer[:, None])
+    columns = [np.clip(odds, -_MOST_LOG_ODDS, _MOST_LOG_ODDS), best - second, agrees.astype(np.float64)]
+    return np.concatenate([np.where(view.voted, c, 0.0) for c in columns], axis=1)
+
+
 Feature = Callable[[View], FloatArray]
 
 FEATURES: dict[str, Feature] = {
@@ -200,6 +215,7 @@ FEATURES: dict[str, Feature] = {
     "vote_share": vote_share,
     "top": top,
     "probs": probs,
+    "each": each,
 }
 
 SUMMARY = ("max_prob", "margin", "log_odds", "entropy", "disagreement", "lowest", "vote_share")
