@@ -1,7 +1,7 @@
 """Learned gates on recorded ImageNet outputs, or classifiers and stop policy trained together on CIFAR-10 pictures.
 
     python -m benchmarks.learned --predictions DATA/vision_imagenet [--json OUT] [--quick]
-    python -m benchmarks.learned --data DATA/images_cifar10 [--json OUT] [--plot SVG] [--quick]
+    python -m benchmarks.learned --data DATA/images_cifar10 [--json OUT] [--plot SVG] [--pictures N] [--quick]
 
 With --predictions: the matrix of IDK cascades (Wang et al. 2018). Gates are trained on one third of the items; threshold or
 lambda is chosen on the second by the paper's constrained form (cheapest with accuracy >= (1 - epsilon) of the last
@@ -190,7 +190,7 @@ def make_networks() -> list[Any]:
     ]
 
 
-def joint_frontier(folder: Path, quick: bool) -> list[dict[str, Any]]:
+def joint_frontier(folder: Path, quick: bool, most: int) -> list[dict[str, Any]]:
     """Singles, and at every alpha the joint cascade beside threshold cascades that may cost as much."""
     import torch
 
@@ -198,7 +198,7 @@ def joint_frontier(folder: Path, quick: bool) -> list[dict[str, Any]]:
 
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    items, epochs = (1500, 4) if quick else (8_000, 10)
+    items, epochs = (1500, 4) if quick else (most, 10)
     alphas = ALPHAS[1:4:2] if quick else ALPHAS
     x, y = pictures(folder, ["train_0.npz"], items)
     test_x, test_y = pictures(folder, ["test.npz"], 1000 if quick else 5000)
@@ -293,12 +293,13 @@ def main() -> None:
     which.add_argument("--data", type=Path, metavar="DIR", help="folder with train_0.npz … and test.npz")
     parser.add_argument("--json", metavar="OUT")
     parser.add_argument("--plot", metavar="SVG", help="with --data")
+    parser.add_argument("--pictures", type=int, default=3000, help="with --data: to train on, at most 10,000 (3000)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     args = parser.parse_args()
     if args.predictions is not None:
         publish("idk matrix", idk_matrix(args.predictions, args.quick), args.json)
         return
-    rows = joint_frontier(args.data, args.quick)
+    rows = joint_frontier(args.data, args.quick, args.pictures)
     publish("joint frontier", rows, args.json)
     if args.plot:
         draw(rows, args.plot)
