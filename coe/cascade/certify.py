@@ -93,19 +93,20 @@ def certify_path(
     `table` must hold none of the items on which the path was chosen. Raises `CannotCertify` where even the strictest
     cascade fails, and says how many labels would be enough.
     """
-    certified: Cascade | None = None
+    passed: tuple[Cascade, Observed] | None = None
     observed: Observed | None = None
     for cascade in path:
         observed = Observed.of(route(cascade, table).answer, table, reference, claim)
-        if observed.p_value(epsilon) > delta:
+        if observed.rate > epsilon or observed.p_value(epsilon) > delta:  # such a rate never passes, and costs no test
             break
-        certificate = _certificate(cascade, table, reference, epsilon, delta, observed)
-        certified = cascade.model_copy(update={"certificate": certificate})
-    if certified is None:
-        if observed is None:
-            raise InvalidInput(Problem("path", "holds no cascade to certify"))
+        passed = cascade, observed
+    if observed is None:
+        raise InvalidInput(Problem("path", "holds no cascade to certify"))
+    if passed is None:
         raise CannotCertify(_refusal(observed, epsilon, delta))
-    return certified
+    certified, found = passed
+    certificate = _certificate(certified, table, reference, epsilon, delta, found)
+    return certified.model_copy(update={"certificate": certificate})
 
 
 def reference_answers(table: PredictionTable, reference: str) -> IntArray:

@@ -20,7 +20,7 @@ from coe.cascade.temperature import tempered_table
 from coe.cascade.unions import right_by_score
 from coe.cost.calls import CallCosts
 from coe.errors import InvalidInput, Problem
-from coe.learned.gate_rule import Gate
+from coe.learned.gate_rule import Gate, hashes
 from coe.learned.logistic import crossfitted, logistic_gate
 from coe.table import PredictionTable
 from coe.types import Cascade, FloatArray, Tier
@@ -179,7 +179,7 @@ class _Work:
             outputs = prepared(self.sample.outputs(members), members, None, {})
             right = right_by_score(self.sample, [voters])[0].astype(np.bool_)
             name = "-after-".join(m.replace("/", ".") for m in members)
-            gates[voters] = keep(name, logistic_gate(outputs, right))
+            gates[voters] = keep(name, logistic_gate(outputs, right, hashes(self.sample.items)))
         return gates[voters]
 
 
