@@ -363,7 +363,8 @@ def _front(front: Front) -> Any:
     if costs and max(costs) > 8 * min(costs) and len(costs) == len(points) + len(singles):
         axis.set_xscale("log")
         _plain_log_ticks(axis, min(costs), max(costs))
-    axis.set_xlabel("usage dollars per 1,000 queries", color=_hex("soft"), fontsize=9.5)
+    unit = "usage dollars" if front.cost_unit == "usd" else front.cost_unit
+    axis.set_xlabel(f"{unit} per 1,000 queries", color=_hex("soft"), fontsize=9.5)
     prices = textwrap.fill(f"Prices: {front.cost_source}", 115)
     axis.text(0, -0.2, prices, transform=axis.transAxes, color=_hex("soft"), fontsize=7.5, va="top", linespacing=1.4)
     axis.set_ylabel(f"accuracy, % of {front.items:,} {front.split} items", color=_hex("soft"), fontsize=9.5)
