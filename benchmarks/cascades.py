@@ -41,7 +41,7 @@ from coe.cascade.presets import preset
 from coe.cascade.search import search
 from coe.cascade.space import Space
 from coe.cascade.temperature import fitted_temperatures
-from coe.cost.calls import CallCosts, call_costs
+from coe.cost.calls import CallCosts, call_costs, constant
 from coe.learned.gate_rule import save
 from coe.learned.searching import learned_front
 from coe.profiler.recorded import Asked, import_predictions
@@ -80,11 +80,16 @@ def loaded(folder: Path, task: str, members: tuple[str, ...], cost: str, seed: i
         kind, cost = "apis", cost or "usd_per_10k"
     else:
         kind, cost = "texts", cost or "listed-or-size-class"
+    notes: tuple[str, ...] = ()
+    if kind == "topk" and cost not in (folder / "models.csv").read_text().splitlines()[0].split(","):
+        notes = (f"models.csv has no column {cost}, so every call counts as 1: what is saved is calls",)
+        cost = ""
     asked = Asked(task=task, members=members, cost=cost, splits=SPLITS, seed=seed, complete=0.9, uncosted="drop")
     found = import_predictions(kind, folder, asked)
-    assert found.costs is not None
+    calls = constant(dict.fromkeys(found.table.members, 1.0), "calls", "every call counts as 1")
+    costs = calls if found.costs is None else call_costs(found.costs, found.table)
     name = f"{folder.name}{'/' + task if task else ''}"
-    return Data(name, found.table, call_costs(found.costs, found.table), found.notes)
+    return Data(name, found.table, costs, (*notes, *found.notes))
 
 
 def tasks_of(folder: Path) -> list[str]:

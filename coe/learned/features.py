@@ -24,6 +24,7 @@ from coe.types import BoolArray, Classes, FloatArray, IntArray
 _TINY = 1e-12
 _MOST_LOG_ODDS = 16.0
 TOP = 5
+_MOST_SAID = 64
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,19 @@ def each(view: View) -> FloatArray:
     return np.concatenate([np.where(view.voted, c, 0.0) for c in columns], axis=1)
 
 
+def said(view: View) -> FloatArray:
+    """(items, members * classes): 1 where a voter, in order, gave a class; for at most 64 classes.
+
+    A service that is often wrong about one class shows it here (Chen et al. 2020, FrugalML).
+    """
+    if view.classes > _MOST_SAID:
+        rule = f"is for at most {_MOST_SAID} classes"
+        raise InvalidInput(Problem("feature 'said'", rule, f"{view.classes}", "use the feature 'top'"))
+    given = view.outputs.answers[:, :, None] == np.arange(view.classes)[None, None]
+    result: FloatArray = given.reshape(len(given), given.shape[1] * view.classes).astype(np.float64)
+    return result
+
+
 Feature = Callable[[View], FloatArray]
 
 FEATURES: dict[str, Feature] = {
@@ -216,6 +230,7 @@ FEATURES: dict[str, Feature] = {
     "top": top,
     "probs": probs,
     "each": each,
+    "said": said,
 }
 
 SUMMARY = ("max_prob", "margin", "log_odds", "entropy", "disagreement", "lowest", "vote_share")

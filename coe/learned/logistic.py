@@ -14,6 +14,8 @@ from coe.table import Outputs
 from coe.types import BoolArray, FloatArray, IntArray
 
 FEATURES = ("log_odds", "margin", "entropy", "top", "each", "vote_share", "disagreement")
+FEW_CLASSES = 32
+"""Up to here the gate also sees which class each member gave."""
 RIDGE = 1.0
 """Penalty of the squared weights: what keeps a gate finite where right and wrong can be told apart without error."""
 _STEPS = 25
@@ -24,13 +26,14 @@ def logistic_gate(outputs: Outputs, right: BoolArray, seen: IntArray | None = No
 
     Trained on the outputs of all of the tier's voters, carried ones included. `seen`: hashes of the items, for `Gate.seen`.
     """
-    x = matrix(outputs, FEATURES)
+    classes, top_k = form(outputs)
+    features = (*FEATURES, "said") if 0 < classes <= FEW_CLASSES else FEATURES
+    x = matrix(outputs, features)
     mean, scale = x.mean(axis=0), x.std(axis=0)
     scale = np.where(scale > 1e-9, scale, 1.0)
     weights = _fitted(_with_ones((x - mean) / scale), right.astype(np.float64))
-    classes, top_k = form(outputs)
     return Gate(
-        features=FEATURES,
+        features=features,
         mean=mean,
         scale=scale,
         layers=((weights[None, :-1].copy(), weights[-1:].copy()),),

@@ -241,10 +241,11 @@ def _promise_lines(plan: Plan) -> list[str]:
     ]
     if certificate is None:
         return [*lines, "  accuracy: NOT CERTIFIED"]
+    gains = f", {certificate.gains} gains" if certificate.claim == "excess" else ""
     return [
         *lines,
         f"  accuracy: at most {work.max_accuracy_loss:.2%} below {work.reference}; certified {certificate.epsilon:.2%} at "
-        f"{1 - certificate.delta:.0%} confidence ({certificate.losses} losses in {certificate.items} items, upper bound "
+        f"{1 - certificate.delta:.0%} confidence ({certificate.losses} losses{gains} in {certificate.items} items, upper bound "
         f"{certificate.upper_bound:.2%})",
     ]
 

@@ -6,9 +6,11 @@ rounded here. None stands for what could not be observed, and is shown as unknow
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from coe.types import CostLine, Count, Day, Fraction, Name, NotNegative, Noun, OpenFraction, Positive
+from pydantic import Field
+
+from coe.types import Claim, CostLine, Count, Day, Fraction, Name, NotNegative, Noun, OpenFraction, Positive
 
 Basis = Literal["usage", "allocation"]
 Role = Literal["cascade", "best single model", "reference"]
@@ -86,11 +88,13 @@ class Loss(Noun):
     epsilon: OpenFraction
     delta: OpenFraction
     items: Count
+    claim: Claim = "loss"
     losses: Count
-    """Queries on which the cascade was wrong and the reference right."""
-    rate: Fraction
-    low: Fraction
-    high: Fraction
+    gains: Count = 0
+    """As in `Certificate`."""
+    rate: Annotated[float, Field(ge=-1, le=1)]
+    low: Annotated[float, Field(ge=-1, le=1)]
+    high: Annotated[float, Field(ge=-1, le=1)]
     verdict: Literal["held", "not contradicted", "contradicted"]
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from coe.cascade.evaluate import accuracy_interval, losses, route
+from coe.cascade.evaluate import CONFIDENCE, accuracy_interval, losses, route
+from coe.cascade.paired import excess_upper_bound
 from coe.report import words
 from coe.report.nouns import (
     AccuracyRow,
@@ -16,7 +17,7 @@ from coe.report.nouns import (
 )
 from coe.report.queries import Asked
 from coe.table import PredictionTable
-from coe.types import IntArray, Plan
+from coe.types import Certificate, Claim, IntArray, Plan
 
 EXAMPLES = 5
 
@@ -97,31 +98,65 @@ def loss_of(plan: Plan, asked: Asked, table: PredictionTable | None) -> Loss | N
     if certificate.reference not in table.members:
         return None
     recorded = _recorded(certificate.reference, asked, table)
-    lost = losses(asked.answers[judged], recorded, asked.labels[judged])
-    n, observed = len(lost), int(lost.sum())
-    low, high = accuracy_interval(observed, n)
+    answers, labels = asked.answers[judged], asked.labels[judged]
+    claim, n = certificate.claim, int(judged.sum())
+    lost = int((answers != recorded).sum() if claim == "disagreement" else losses(answers, recorded, labels).sum())
+    gained = int(losses(recorded, answers, labels).sum()) if claim == "excess" else 0
+    low, high = _rate_interval(claim, lost, gained, n)
+    rate = (lost - gained) / n
     reached = "not contradicted" if low <= certificate.epsilon else "contradicted"
     return Loss(
         reference=certificate.reference,
         epsilon=certificate.epsilon,
         delta=certificate.delta,
         items=n,
-        losses=observed,
-        rate=observed / n,
+        claim=claim,
+        losses=lost,
+        gains=gained,
+        rate=rate,
         low=low,
         high=high,
-        verdict="held" if observed / n <= certificate.epsilon else reached,
+        verdict="held" if rate <= certificate.epsilon else reached,
     )
 
 
+def _rate_interval(claim: Claim, lost: int, gained: int, n: int) -> tuple[float, float]:
+    """Exact 95% interval of what is claimed."""
+    if claim != "excess":
+        return accuracy_interval(lost, n)
+    tail = (1 - CONFIDENCE) / 2
+    return -excess_upper_bound(gained, lost, n, tail), excess_upper_bound(lost, gained, n, tail)
+
+
+def claimed(certificate: Certificate) -> str:
+    """What a certificate claims, without its confidence."""
+    reference, epsilon = certificate.reference, certificate.epsilon
+    if certificate.claim == "excess":
+        return f"at most {words.points(epsilon)} less accurate than {reference}"
+    if certificate.claim == "disagreement":
+        return f"another answer than {reference} on at most {words.percent(epsilon)}"
+    return f"wrong where {reference} is right on at most {words.percent(epsilon)}"
+
+
+def observed_in_words(loss: Loss) -> str:
+    """What came of the claim among the queries served."""
+    if loss.claim == "excess":
+        change = f"{words.points(abs(loss.rate))} {'below' if loss.rate > 0 else 'above'}"
+        return f"{loss.losses} lost, {loss.gains} gained of {loss.items}, {change}: {loss.verdict}"
+    return f"{loss.losses} of {loss.items}, {words.percent(loss.rate, 2)}: {loss.verdict}"
+
+
 def claim_in_words(plan: Plan) -> str:
-    """What the plan's certificate claims."""
+    """What the plan's certificate claims, and on what evidence."""
     claim = plan.cascade.certificate
     if claim is None:
         return "none: no certified claim about accuracy is made"
+    counts = f"{claim.losses} of {claim.items} {claim.split} items"
+    if claim.claim == "excess":
+        counts = f"{claim.losses} lost and {claim.gains} gained of {claim.items} {claim.split} items"
+    of_queries = "" if claim.claim == "excess" else " of queries"
     return (
-        f"with {words.percent(1 - claim.delta, 0)} confidence, wrong where {claim.reference} is right on at most "
-        f"{words.percent(claim.epsilon)} of queries ({claim.losses} of {claim.items} {claim.split} items, upper bound "
+        f"with {words.percent(1 - claim.delta, 0)} confidence, {claimed(claim)}{of_queries} ({counts}, upper bound "
         f"{words.percent(claim.upper_bound, 2)}; {claim.method})"
     )
 

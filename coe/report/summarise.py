@@ -32,7 +32,15 @@ from coe.report.nouns import (
     TierRow,
     Window,
 )
-from coe.report.quality import accuracy_rows, claim_in_words, loss_of, mismatch_of, row_of
+from coe.report.quality import (
+    accuracy_rows,
+    claim_in_words,
+    claimed,
+    loss_of,
+    mismatch_of,
+    observed_in_words,
+    row_of,
+)
 from coe.report.queries import Asked, asked_of, latency_of, served_of
 from coe.report.window import Clipped, clip, window_of
 from coe.table import PredictionTable
@@ -311,10 +319,8 @@ def _promises(
     if claim is not None:
         yield Promise(
             name="certificate",
-            promised=f"wrong where {claim.reference} is right on at most {words.percent(claim.epsilon)}",
-            observed="unknown without recorded answers to these queries"
-            if loss is None
-            else f"{loss.losses} of {loss.items}, {words.percent(loss.rate, 2)}: {loss.verdict}",
+            promised=claimed(claim),
+            observed="unknown without recorded answers to these queries" if loss is None else observed_in_words(loss),
             kept=None if loss is None else loss.verdict != "contradicted",
         )
     yield Promise(

@@ -47,7 +47,7 @@ def test_features_of_two_members_by_hand() -> None:
 def test_a_member_that_did_not_vote_is_not_looked_at(silent: int) -> None:
     beside = outputs([0.6, 0.3, 0.1], [np.nan, np.nan, np.nan], answers=[0, silent])
     alone = outputs([0.6, 0.3, 0.1])
-    names = [name for name in FEATURES if name not in ("vote_share", "each")]  # those count the silent too
+    names = [name for name in FEATURES if name not in ("vote_share", "each", "said")]  # those count the silent too
     assert matrix(beside, names) == pytest.approx(matrix(alone, names))
     assert value(beside, "vote_share") == 0.5
 
@@ -115,3 +115,11 @@ def _nan(_view: object) -> np.ndarray:
 
 def _short(_view: object) -> np.ndarray:
     return np.zeros(3)
+
+
+def test_what_each_member_said_has_a_column_of_its_own() -> None:
+    found = matrix(outputs([0.6, 0.3, 0.1], [0.2, 0.7, 0.1], answers=[0, 1]), ["said"])
+    assert found.tolist() == [[1, 0, 0, 0, 1, 0]]
+    beside = matrix(outputs([0.6, 0.4], [0.3, 0.7], answers=[0, MISSING_VOTE]), ["each"])
+    assert beside[0, [1, 3, 5]].tolist() == [0, 0, 0]
+    assert beside[0, 4] == 1

@@ -29,7 +29,7 @@ def test_newton_finds_what_scikit_learn_finds() -> None:
     outputs = table.outputs(("small", "other"))
     right = table.answers[:, 0] == table.labels
     gate = logistic_gate(outputs, right)
-    x = (matrix(outputs, FEATURES) - gate.mean) / gate.scale
+    x = (matrix(outputs, (*FEATURES, "said")) - gate.mean) / gate.scale
     theirs = LogisticRegression(C=1 / RIDGE, tol=1e-8, max_iter=5000).fit(x, right)
     np.testing.assert_allclose(sigmoid(gate.log_odds(outputs)), theirs.predict_proba(x)[:, 1], atol=2e-3)
 
