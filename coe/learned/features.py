@@ -262,4 +262,4 @@ def _column(name: str, view: View, items: int) -> FloatArray:
         raise InvalidInput(Problem(f"feature '{name}'", f"must have {items} rows", str(values.shape)))
     if not np.isfinite(values).all():
         raise InvalidInput(Problem(f"feature '{name}'", "must not be NaN or infinite"))
-    return values.reshape(items, -1)
+    return values if values.ndim == 2 else values[:, None]

@@ -91,14 +91,14 @@ class Solution:
 def build_problem(
     cascade: Cascade, stats: CascadeStats, profiles: Profiles, prices: Prices, workload: Workload
 ) -> PlacementProblem:
-    """The problem of placing a cascade with the reach in `stats`.
+    """The problem of placing a cascade with the reach and the calls in `stats`.
 
     Raises `InvalidInput` where a member has no profile on any offered accelerator, or the router nowhere to run. Columns
     whose memory exceeds their share stay out; a member may be left without any (see `explain`).
     """
     router = router_offer(prices, workload)
     tier_of = {m: t for t, tier in enumerate(cascade.tiers) for m in tier.members}
-    demand = {m: workload.rate_per_s * max(stats.reach[t], 1 / (2 * stats.items)) for m, t in tier_of.items()}
+    demand = {m: workload.rate_per_s * max(stats.calls[m], 1 / (2 * stats.items)) for m in tier_of}
     lacking = [m for m in tier_of if not any(profiles.find(m, o.accelerator) for o in prices.offers)]
     if lacking:
         raise InvalidInput(without_profile(lacking, prices))
@@ -149,6 +149,8 @@ def _columns(
     """Every usable way to run every member, in a fixed order."""
     columns = []
     for tier_number, tier in enumerate(cascade.tiers):
+        # members of a staged tier are asked one after the other: so many times the slowest is the most it can take
+        turns = len(tier.members) if tier.dispatch == "staged" else 1
         for member in tier.members:
             for offer in prices.offers:
                 profile = profiles.find(member, offer.accelerator)
@@ -164,7 +166,7 @@ def _columns(
                             batch_size,
                             share,
                             replica_throughput_per_s(profile, batch_size, share) * workload.target_utilisation,
-                            tier_latency_s(profile, batch_size, share, workload.batch_wait_s),
+                            turns * tier_latency_s(profile, batch_size, share, workload.batch_wait_s),
                             usd_per_item(profile, offer, n),
                             profile,
                         )

@@ -258,3 +258,21 @@ def test_progress_ends_when_all_candidates_are_done() -> None:
     told: list[tuple[int, int]] = []
     planned(progress=lambda done, of: told.append((done, of)))
     assert told == [(1, 1)]
+
+
+def test_a_staged_tier_needs_less_capacity_and_more_time() -> None:
+    table = factories.table(n=4000)
+    parallel = factories.cascade(rule="vote", quorum=3)
+    tiers = (parallel.tiers[0].model_copy(update={"dispatch": "staged"}), *parallel.tiers[1:])
+    staged = Cascade(tiers=tiers)
+    sample = table.split("certification")
+    one, other = (
+        build_problem(c, evaluate(c, sample), factories.profiles(), factories.prices(), factories.workload())
+        for c in (parallel, staged)
+    )
+    last = parallel.tiers[0].members[-1]
+    assert other.demand_per_s[last] < one.demand_per_s[last]
+    first = parallel.tiers[0].members[0]
+    assert other.demand_per_s[first] == one.demand_per_s[first]
+    slower = [(a.latency_s, b.latency_s) for a, b in zip(one.columns, other.columns, strict=True) if a.tier == 0]
+    assert all(b == pytest.approx(3 * a) for a, b in slower)
