@@ -50,6 +50,8 @@ from coe.types import Cascade, Front
 
 LOSSES_PT = (0.0, 0.2, 0.5, 1.0)
 DELTA = 0.05
+MARGIN = 1.645
+"""Standard errors by which an uncertified choice must look better than it is asked to be."""
 SPLITS = {"calibration": 0.35, "certification": 0.4, "test": 0.25}
 SPEED = "img_per_s_rtx4090_amp"
 GATES = Path(tempfile.mkdtemp(prefix="coe-gates-"))
@@ -276,15 +278,15 @@ class Bench:
         return Row("coe", self._safe(reference, loss) or single(reference))
 
     def _safe(self, reference: str, loss: float) -> Choice | None:
-        """The cheapest of our front that is one standard error above what is asked for (Breiman et al. 1984).
+        """The cheapest of our front that is, with 95% confidence by the normal approximation, no worse than what is asked for.
 
-        The best of very many configurations looks better than it is; the paired standard error is a measure of by how much.
+        The best of very many configurations looks better than it is, so the point estimate alone would be too bold.
         """
         yardstick = self.chosen.answers[:, self.chosen.members.index(reference)] == self.chosen.labels
         allowed = []
         for (cost, _, choice), right in zip(self.both, self.right, strict=True):
             gain = right.astype(float) - yardstick
-            if gain.mean() + loss >= gain.std() / np.sqrt(len(gain)):
+            if gain.mean() + loss >= MARGIN * gain.std() / np.sqrt(len(gain)):
                 allowed.append((cost, choice))
         own_cost = self.chosen_costs.mean()[reference]
         cost, choice = min(allowed, key=lambda e: e[0], default=(np.inf, None))

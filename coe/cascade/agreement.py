@@ -87,6 +87,8 @@ def _weighed(outputs: Outputs, ballots: Ballots, ballots_first: bool) -> Scored:
         if ballots_first
         else _mean_is_certain(outputs, ballots, answer, value)
     )
+    if not ballots.missing.any():
+        return Scored(answer, value, certain, value)
     # missing members can add 1 each; where they may change the answer, the new one has at most every member's maximum
     most_now = np.where(certain, value, _highest_each(outputs).sum(axis=1) / members)
     highest = np.where(ballots.missing == 0, value, np.minimum(most_now + ballots.missing / members, 1.0))

@@ -26,7 +26,7 @@ from coe.cascade.verdict import oracle_cost, verdict
 from coe.cost.calls import CallCosts
 from coe.errors import InvalidInput, Problem
 from coe.table import PredictionTable
-from coe.types import Cascade, Claim, FloatArray, Front, FrontPoint, IntArray, Tier
+from coe.types import BoolArray, Cascade, Claim, FloatArray, Front, FrontPoint, IntArray, Tier
 
 SPLIT = "calibration"
 _MOST_UNION_BYTES = 600_000_000
@@ -62,7 +62,7 @@ def search(
     if costs.by_item and len(costs.per_call) == len(table):
         costs = costs.rows(mask)
     work = _Work.of(sample, costs, reference, space or Space(), temperatures or {})
-    found = work.explored(threads, progress)
+    found = work.explored(claim, threads, progress)
     if extra:
         with_extra = f"{found.method}; and {len(extra)} cascades of other origin"
         found = replace(
@@ -146,13 +146,14 @@ class _Work:
 
     # --- Sweeping ---
 
-    def explored(self, threads: int, progress: Callable[[int, int], None] | None) -> _Found:
+    def explored(self, claim: Claim, threads: int, progress: Callable[[int, int], None] | None) -> _Found:
         """Two tiers, and three where the space has them."""
         firsts = [t for t in self.space.first_tiers(self.ranked, self.sample) if self._affordable(t)]
         lasts = self.space.last_sets(self.ranked, self.sample.probs is not None)
         count = _Progress(len(firsts) * (2 if self.space.tiers > 2 else 1), progress)
         best, evaluated = self._swept(self._two_tiers(firsts, lasts), threads, count)
-        found = self._both(best, lambda at: self._two_tier(firsts, lasts, *at))
+        heads: dict[int, Head] = {}
+        found = self._both(claim, best, lambda at: self._two_tier(firsts, lasts, heads, *at))
         method = f"exhaustive: every first tier of up to {self.space.first_members} and last tier of up to "
         method += f"{self.space.last_members} members, every gate"
         if self.dropped:
@@ -160,7 +161,7 @@ class _Work:
         if self.space.tiers > 2:
             deep = _Deep.of(self, firsts)
             best, more = self._swept(deep.chunks(), threads, count)
-            found = [(*two, *three) for two, three in zip(found, self._both(best, deep.tiers), strict=True)]
+            found = [(*two, *three) for two, three in zip(found, self._both(claim, best, deep.tiers), strict=True)]
             evaluated += more
             method += f"; three tiers: {deep.method}"
         return _Found(found[0], found[1], evaluated, method)
@@ -201,7 +202,7 @@ class _Work:
         order = np.argsort(-score, kind="stable")
         falling = score[order]
         gates, bars = gates_between(falling, tier.rule == "vote")
-        keep = np.array([_is_gate(tier, float(bar), len(self.sample.classes)) for bar in bars], dtype=np.bool_)
+        keep = _are_gates(tier, bars, len(self.sample.classes))
         gates, bars = gates[keep], bars[keep]
         own = (scored.answer == self.sample.labels).astype(np.uint8)[order]
         return Head(order, own, falling, gates, bars, self._head_cost(tier, bars), len(order))
@@ -265,9 +266,17 @@ class _Work:
             yield _Chunk(numbers, heads_of, self.rights(list(rows)), cost)
 
     def _two_tier(
-        self, firsts: Sequence[Tier], lasts: Sequence[tuple[str, ...]], number: int, tail: int, gate: int
+        self,
+        firsts: Sequence[Tier],
+        lasts: Sequence[tuple[str, ...]],
+        heads: dict[int, Head],
+        number: int,
+        tail: int,
+        gate: int,
     ) -> tuple[Tier, ...]:
-        first = with_bar(firsts[number], float(self.head(firsts[number]).bars[gate]))
+        if number not in heads:
+            heads[number] = self.head(firsts[number])
+        first = with_bar(firsts[number], float(heads[number].bars[gate]))
         return first, self.last_tier(lasts[tail // 2], tail % 2)
 
     def last_tier(self, members: tuple[str, ...], carry: int) -> Tier:
@@ -283,15 +292,18 @@ class _Work:
     # --- From cells to cascades ---
 
     def _both(
-        self, best: tuple[Best, Best], tiers_of: Callable[[tuple[int, int, int]], tuple[Tier, ...]]
+        self,
+        claim: Claim,
+        best: tuple[Best, Best],
+        tiers_of: Callable[[tuple[int, int, int]], tuple[Tier, ...]],
     ) -> list[tuple[Cascade, ...]]:
-        """The cascades on the front by right answers, and on that by losses."""
+        """The cascades on the front by right answers, and on that by losses, which the claim of excess has no use for."""
+        by_right, by_lost = best
+        wanted = [(by_right, by_right.front())]
+        wanted.append((by_lost, by_lost.front(fewest=True) if claim != "excess" else by_lost.front()[:0]))
         return [
-            tuple(
-                self._named(tiers_of((int(b.head[count]), int(b.tail[count]), int(b.gate[count]))))
-                for count in b.front(fewest)
-            )
-            for b, fewest in zip(best, (False, True), strict=True)
+            tuple(self._named(tiers_of((int(b.head[c]), int(b.tail[c]), int(b.gate[c])))) for c in counts)
+            for b, counts in wanted
         ]
 
     def _named(self, tiers: tuple[Tier, ...]) -> Cascade:
@@ -300,35 +312,36 @@ class _Work:
         own = {m: t for m, t in self.temperatures.items() if m in members}
         return for_table(Cascade(name=name[:100], tiers=tiers, temperatures=own), self.sample)
 
-    def point(self, cascade: Cascade) -> FrontPoint:
-        """Cost and statistics of one cascade, through the same `route` as everything else."""
+    def judged(self, cascade: Cascade, claim: Claim) -> _Judged:
+        """Cost and statistics of one cascade, and what the claim is judged by, through the `route` that all else takes."""
         routing = route(cascade, self.raw)
-        return FrontPoint(
+        point = FrontPoint(
             cascade=cascade,
             stats=stats_of(cascade, routing, self.sample.labels),
             cost_per_1k=1000 * float(self._cost_of(cascade, routing.asked).mean()),
         )
+        return _Judged(point, Observed.of(routing.answer, self.raw, self.reference, claim))
 
-    def observed(self, cascade: Cascade, claim: Claim) -> Observed:
-        """What the claim is judged by, on the sample."""
-        return Observed.of(route(cascade, self.raw).answer, self.raw, self.reference, claim)
 
-    def bounded(self, point: FrontPoint, delta: float, claim: Claim) -> FrontPoint:
+@dataclass(frozen=True)
+class _Judged:
+    """A point of the front, and what its loss is judged by."""
+
+    point: FrontPoint
+    observed: Observed
+
+    def bounded(self, delta: float) -> FrontPoint:
         """The point with its loss bound."""
-        bound = self.observed(point.cascade, claim).upper_bound(delta)
-        return point.model_copy(update={"loss_upper_bound": bound})
+        return self.point.model_copy(update={"loss_upper_bound": self.observed.upper_bound(delta)})
 
-    def cheapest_allowed(
-        self, points: Sequence[FrontPoint], epsilon: float, delta: float, claim: Claim
-    ) -> FrontPoint | None:
-        """The cheapest point whose loss bound is within epsilon, with that bound."""
-        for point in sorted(points, key=_by_cost):
-            observed = self.observed(point.cascade, claim)
-            # no exact bound lies this close to the rate observed, so the dear test is spared
-            if observed.rate > epsilon or observed.p_value(epsilon) > delta:
-                continue
-            return self.bounded(point, delta, claim)
-        return None
+
+def _cheapest_allowed(found: Sequence[_Judged], epsilon: float, delta: float) -> FrontPoint | None:
+    """The cheapest whose loss bound is within epsilon, with that bound."""
+    for judged in sorted(found, key=lambda j: _by_cost(j.point)):
+        # a rate above epsilon never passes, which spares the dear test
+        if judged.observed.rate <= epsilon and judged.observed.p_value(epsilon) <= delta:
+            return judged.bounded(delta)
+    return None
 
 
 @dataclass(frozen=True)
@@ -422,16 +435,11 @@ class _Deep:
 
 def _front(work: _Work, found: _Found, epsilon: float, delta: float, claim: Claim, split: str) -> Front:
     """The noun, from what was found."""
-    singles = tuple(
-        sorted(
-            (work.bounded(work.point(for_table(_single(m), work.sample)), delta, claim) for m in work.sample.members),
-            key=_by_cost,
-        )
-    )
-    by_right = [work.point(c) for c in found.by_right]
-    # on balance, fewer losses are no merit of their own
-    by_lost = [] if claim == "excess" else [work.point(c) for c in found.by_lost]
-    cascade = work.cheapest_allowed([*by_right, *by_lost], epsilon, delta, claim)
+    alone = [work.judged(for_table(_single(m), work.sample), claim) for m in work.sample.members]
+    singles = tuple(sorted((j.bounded(delta) for j in alone), key=_by_cost))
+    by_right = [work.judged(c, claim) for c in found.by_right]
+    by_lost = [work.judged(c, claim) for c in found.by_lost]
+    cascade = _cheapest_allowed([*by_right, *by_lost], epsilon, delta)
     single = next((p for p in singles if p.loss_upper_bound is not None and p.loss_upper_bound <= epsilon), None)
     floor = oracle_cost(work.sample, work.cost)
     return Front(
@@ -447,18 +455,22 @@ def _front(work: _Work, found: _Found, epsilon: float, delta: float, claim: Clai
         unit_cost=dict(zip(work.sample.members, work.cost.mean(axis=0).tolist(), strict=True)),
         cost_source=work.costs.source,
         oracle_cost_per_1k=1000 * floor,
-        points=_pareto([*singles, *by_right]),
+        points=_pareto([*singles, *(j.point for j in by_right)]),
         singles=singles,
         chosen=min((p for p in (cascade, single) if p is not None), key=_by_cost, default=None),
         verdict=verdict(cascade, single, work.reference, epsilon, delta, work.costs, 1000 * floor),
     )
 
 
-def _is_gate(tier: Tier, bar: float, classes: int) -> bool:
-    """True where the gate can defer: no quorum of one vote, nothing that always accepts."""
+def _are_gates(tier: Tier, bars: FloatArray, classes: int) -> BoolArray:
+    """(bars,): True for those that can defer: no quorum of one vote, nothing that always accepts."""
     if tier.rule == "vote":
-        return bar >= 2 and not always_accepts(with_bar(tier, bar), classes)
-    return bar > 0 and not (tier.rule == "score" and bar <= 1 / (classes * len(tier.members)))
+        return np.array(
+            [bar >= 2 and not always_accepts(with_bar(tier, float(bar)), classes) for bar in bars], dtype=np.bool_
+        )
+    lowest = 1 / (classes * len(tier.members)) if tier.rule == "score" else 0.0
+    result: BoolArray = bars > lowest
+    return result
 
 
 def _single(member: str) -> Cascade:
