@@ -361,7 +361,7 @@ class _Deep:
         rule = last_rule(work.sample)
         middles = tuple(t for t in space.first_tiers(work.ranked, work.sample) if t.rule == rule)
         lasts = tuple((m,) for m in work.ranked)
-        most = min(work.space.first_members, 2 if work.sample.probs is not None else 3)
+        most = min(work.space.first_members, 2)
         near = tuple(t for t in firsts if t.rule == rule and len(t.members) <= most)
         return cls(work, near, middles, tuple(work.head(m) for m in middles), lasts)
 
