@@ -237,9 +237,17 @@ class Cascade(Noun):
         carried = self.tiers[tier - self.tiers[tier].carry : tier][::-1]
         return (*self.tiers[tier].members, *(m for earlier in carried for m in earlier.members))
 
+    def is_carried(self, tier: int) -> bool:
+        """True where a later tier counts the outputs of tier number `tier`."""
+        return any(number - later.carry <= tier < number for number, later in enumerate(self.tiers))
+
     def tiers_fingerprint(self) -> str:
-        """SHA-256 of what decides: everything but name and certificate."""
+        """SHA-256 of what decides: everything but name and certificate, and but the dispatch of a tier that nobody carries,
+        since staged and parallel tiers route alike."""
         content = self.model_dump(mode="json", include={"tiers", "top_k", "temperatures"})
+        for number, tier in enumerate(content["tiers"]):
+            if not self.is_carried(number):
+                del tier["dispatch"]
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -358,12 +366,26 @@ class BatchTiming(Noun):
         return self
 
 
+class TokenRate(Noun):
+    """What one whole accelerator carries of requests of one size, batching continuously."""
+
+    prompt_tokens: PositiveCount
+    completion_tokens: PositiveCount
+    """Requests of at most these lengths."""
+    requests_per_s: Positive
+    """The most it carries while a request takes no longer than `latency_p99_s`."""
+    latency_p99_s: Positive
+
+
 class Profile(Noun):
-    """One member on one accelerator."""
+    """One member on one accelerator. `accelerator` is ``API`` for a hosted model: the timings are then those of requests in
+    flight at once."""
 
     member: Name
     accelerator: Name
     timings: Annotated[tuple[BatchTiming, ...], Field(min_length=1)]
+    token_rates: tuple[TokenRate, ...] = ()
+    """Of a language model: its throughput by the lengths of prompt and completion; then `timings` are those of one mix."""
     memory_gib: NotNegative
     load_s: NotNegative = 0.0
     hop_p99_s: NotNegative = 0.0
@@ -380,6 +402,11 @@ class Profile(Noun):
         sizes = [t.batch_size for t in self.timings]
         if sizes != sorted(set(sizes)):
             raise ValueError(f"timings must have rising batch sizes, got {sizes}")
+        _refuse_repeats(
+            [f"{r.prompt_tokens}+{r.completion_tokens} tokens" for r in self.token_rates],
+            "token_rates",
+            "keep one rate per length",
+        )
         return self
 
 
@@ -419,6 +446,8 @@ class Offer(Noun):
     market: Literal["on_demand", "spot", "reserved", "owned", "serverless"] = "on_demand"
     """``serverless`` is billed by the second of use, at `usd_per_hour` / 3600."""
     region: str = ""
+    site: str = ""
+    """A site of the workload (``edge``, ``cloud``) that its links reach; empty for where the queries arrive."""
     quota: Count | None = None
     """At most this many nodes; None where there is no limit."""
     provider: str | None = None
@@ -514,6 +543,59 @@ class Fleet(Noun):
 # --- What is promised, and what is rented to keep it ------------------------------------------------------------------
 
 
+class Link(Noun):
+    """The way between the site where queries arrive and another one."""
+
+    to_site: Annotated[str, Field(min_length=1, max_length=100)]
+    round_trip_s: NotNegative
+    bits_per_s: Positive | None = None
+    """Bandwidth of each direction; None where it is never the limit."""
+    usd_per_gib_there: NotNegative = 0.0
+    usd_per_gib_back: NotNegative = 0.0
+
+
+class Sites(Noun):
+    """Where machines stand: the router is where queries arrive, and calls of members elsewhere cross a link."""
+
+    ingress: Annotated[str, Field(min_length=1, max_length=100)]
+    """The site where queries arrive."""
+    links: tuple[Link, ...] = ()
+    bytes_per_item: PositiveCount
+    """What one call of a member sends there for one query."""
+    bytes_per_answer: PositiveCount = 256
+    """What comes back."""
+
+    @model_validator(mode="after")
+    def _one_link_each(self) -> Self:
+        _refuse_repeats([link.to_site for link in self.links], "links", "keep one link to a site")
+        if any(link.to_site == self.ingress for link in self.links):
+            raise ValueError(f"links: '{self.ingress}' is where queries arrive; no link leads there")
+        return self
+
+    def link(self, site: str) -> Link | None:
+        """The link to `site`; None for the ingress itself. `InvalidInput` where no link leads there."""
+        if site in ("", self.ingress):
+            return None
+        for link in self.links:
+            if link.to_site == site:
+                return link
+        known = ", ".join(link.to_site for link in self.links) or "none"
+        remedy = f"add a link to it (there are: {known}), or correct the site"
+        raise InvalidInput(Problem("sites: links", f"no link leads from {self.ingress} to '{site}'", remedy=remedy))
+
+
+class TokenLengths(Noun):
+    """A part of the requests, by the lengths of prompt and completion."""
+
+    prompt_tokens: PositiveCount
+    completion_tokens: PositiveCount
+    share: Annotated[float, Field(gt=0, le=1)]
+
+
+SURVIVING_UTILISATION = 0.9
+"""The busiest a member may be after a node is lost, until another one has taken its place."""
+
+
 class Workload(Noun):
     """The load to carry and the promises to keep."""
 
@@ -536,6 +618,26 @@ class Workload(Noun):
     min_replicas: PositiveCount = 1
     router_node_type: Name | None = None
     """Where the router runs; by default the cheapest CPU-only offer."""
+    router_replicas: PositiveCount = 1
+    """Each owns a node; at least two where `survive_node_loss`."""
+    on_demand_floor: Fraction = 1.0
+    """If all spot nodes vanished at once, every member could still carry this part of its load. 1 means that spot saves
+    nothing, 0 that everything may run on it."""
+    survive_node_loss: bool = False
+    """If any one node is lost, what is left carries the whole load, no member busier than `SURVIVING_UTILISATION`."""
+    tokens: tuple[TokenLengths, ...] = ()
+    """Lengths of the requests to language models; the shares add up to 1."""
+    sites: Sites | None = None
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.tokens and abs(sum(t.share for t in self.tokens) - 1) > 1e-6:
+            raise ValueError(f"tokens: the shares must add up to 1, got {sum(t.share for t in self.tokens):g}")
+        if self.survive_node_loss and self.router_replicas < 2:
+            raise ValueError(
+                "survive_node_loss: one router on one node cannot survive its loss; set router_replicas to 2 or more"
+            )
+        return self
 
 
 class Placement(Noun):
@@ -545,13 +647,15 @@ class Placement(Noun):
     node_type: Name
     replicas: PositiveCount
     share: Annotated[float, Field(gt=0, le=1)]
-    """Share of one accelerator that each replica owns."""
+    """Share of one accelerator that each replica owns; 1 for a hosted model, which needs none."""
+    api: str | None = None
+    """The hosted model that answers, called from the router's node; None where the member runs on a node of its own."""
     batch_size: PositiveCount
     traffic: Fraction
     """Share of the member's calls that this deployment serves; a member's placements add up to 1."""
     expected_batch: Positive
     """Mean batch size at the planned load."""
-    expected_busy_s: Positive
+    expected_busy_s: NotNegative
     """Predicted busy seconds per item of one replica, at the expected batch and this share."""
     utilisation: Fraction
 
@@ -627,6 +731,24 @@ class Baseline(Noun):
     note: str = ""
 
 
+class Sensitivity(Noun):
+    """What one changed promise would do to the bill."""
+
+    promise: str
+    change: str
+    """In words: ``10 ms more``, ``one more l4-node``."""
+    usd_per_hour: NotNegative
+    """What the cheapest plan of the same cascade costs then."""
+
+
+class LoadPoint(Noun):
+    """The cheapest plans at another load: of the cascade, and of the best single model; None where there is none."""
+
+    rate_per_s: Positive
+    cascade_usd_per_hour: NotNegative | None
+    single_usd_per_hour: NotNegative | None
+
+
 class SolverReport(Noun):
     """How much the optimiser knows about its answer."""
 
@@ -666,12 +788,44 @@ class Plan(Noun):
     """Folder that must be importable where members run (that of the pool file)."""
     rejected: tuple[str, ...] = ()
     """The cheapest alternatives that were not chosen, with the reason."""
+    sensitivities: tuple[Sensitivity, ...] = ()
+    """Promises that cost money, and what giving way a little would save."""
+    loads: tuple[LoadPoint, ...] = ()
+    """The cascade against the best single model at other loads, rising."""
+    profile_origins: dict[str, str] = Field(default_factory=dict)
+    """Deployment -> where its timings are from: measured, imported or estimated (with its error), source and date."""
+    simulated: str | None = None
+    """What a simulation of the plan found, where one was made."""
     inputs: dict[str, str]
     """Name of each input -> fingerprint."""
 
     def offer(self, node_type: str) -> Offer:
         """The offer behind a node type of the plan."""
         return Prices(offers=self.offers).offer(node_type)
+
+
+class Gear(Noun):
+    """The plan for a band of loads: up to `up_to_per_s` queries per second."""
+
+    up_to_per_s: Positive
+    back_below_per_s: NotNegative
+    """Below this load the service goes back to the gear before; lower than that gear's limit, so that it does not swing."""
+    plan: Plan
+
+
+class Gears(Noun):
+    """Plans by load, from low to high, for a service to follow."""
+
+    kind: Literal["gears"] = "gears"
+    version: Literal[1] = 1
+    gears: Annotated[tuple[Gear, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        limits = [g.up_to_per_s for g in self.gears]
+        if limits != sorted(set(limits)):
+            raise ValueError(f"gears: their limits must rise, got {limits}")
+        return self
 
 
 def _refuse_repeats(names: list[str], key: str, why: str) -> None:

@@ -10,7 +10,8 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 
-from coe.placement.problem import TOLERANCE, PlacementProblem, Solution, check, price
+from coe.placement.judge import TOLERANCE, check, price
+from coe.placement.problem import PlacementProblem, Solution
 
 
 def solve(problem: PlacementProblem) -> Solution | None:
@@ -47,30 +48,42 @@ def _member_options(problem: PlacementProblem, member: str, batch_sizes: tuple[i
 
 
 def _most(problem: PlacementProblem, column: int) -> int:
-    """Replicas up to the first number that carries the member's load alone and is no fewer than promised."""
-    member = problem.columns[column].member
+    """Replicas up to the first number that carries the member's load alone, also after the loss of a node."""
+    c = problem.columns[column]
     n = max(1, problem.min_replicas)
-    while _capacity_per_s(problem, {column: n}) < problem.demand_per_s[member]:
+    while _capacity_per_s(problem, {column: n}) < problem.demand_per_s[c.member]:
         n += 1
-    return n
+    return n + (c.replicas_per_node if problem.survive_node_loss else 0)
 
 
 def _capacity_per_s(problem: PlacementProblem, replicas: Mapping[int, int]) -> float:
-    return sum(n * problem.columns[c].capacity_per_s for c, n in replicas.items())
+    return sum(n * problem.capacity_per_s(problem.columns[c]) for c, n in replicas.items())
 
 
 def _solution(problem: PlacementProblem, replicas: dict[int, int]) -> Solution:
-    """Traffic in proportion to capacity, and as many nodes as the shares need."""
-    traffic: dict[int, float] = {}
+    """Traffic where calls cost least, and as many nodes as the shares need."""
+    flows: dict[int, tuple[float, ...]] = {}
     shares: dict[str, float] = {}
     for member, demand in problem.demand_per_s.items():
         own = {c: n for c, n in replicas.items() if problem.columns[c].member == member}
-        total = _capacity_per_s(problem, own)
-        traffic |= {c: demand * n * problem.columns[c].capacity_per_s / total for c, n in own.items()}
+        flows |= _flows(problem, own, demand)
     for c, n in replicas.items():
         node_type = problem.columns[c].offer.node_type
         shares[node_type] = shares.get(node_type, 0.0) + n * problem.columns[c].share
     devices = {o.node_type: o.devices_per_node for o in problem.offers}
     nodes = {t: math.ceil(s / devices[t] - 1e-9) for t, s in shares.items()}
-    usd_per_hour = price(problem, Solution(replicas, traffic, nodes, 0.0, True))
-    return Solution(replicas, traffic, nodes, usd_per_hour, True)
+    usd_per_hour = price(problem, Solution(replicas, flows, nodes, 0.0, True))
+    return Solution(replicas, flows, nodes, usd_per_hour, True)
+
+
+def _flows(problem: PlacementProblem, own: Mapping[int, int], demand: float) -> dict[int, tuple[float, ...]]:
+    """Traffic by column: the columns whose calls cost least are filled first; among equals in proportion to capacity."""
+    flows: dict[int, tuple[float, ...]] = {}
+    left = demand
+    for fee in sorted({problem.columns[c].fee_usd_per_item for c in own}):
+        equals = {c: n for c, n in own.items() if problem.columns[c].fee_usd_per_item == fee}
+        total = _capacity_per_s(problem, equals)
+        served = min(left, total)
+        left -= served
+        flows |= {c: (served * _capacity_per_s(problem, {c: n}) / total,) for c, n in equals.items()}
+    return flows

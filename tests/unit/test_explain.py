@@ -10,8 +10,9 @@ import pytest
 
 from coe.cascade.evaluate import evaluate
 from coe.errors import Infeasible
-from coe.placement import milp
-from coe.placement.explain import conflicts, explain
+from coe.placement import branch
+from coe.placement.conflicts import conflicts
+from coe.placement.explain import explain
 from coe.placement.optimize import plan
 from coe.placement.problem import PlacementProblem, build_problem
 from coe.types import Plan, Prices, Profiles
@@ -63,8 +64,8 @@ def test_an_impossible_latency_conflicts_alone_and_its_relaxation_is_the_least()
     assert "the latency promise of 0.01 s, for the sum of the bounds of tier 1 + 2" in found.conflict[0]
     (change,) = found.nearest
     enough = loosened(problem, change)
-    assert milp.feasible(enough)
-    assert not milp.feasible(replace(enough, latency_s=enough.latency_s * 0.99))
+    assert branch.feasible(enough)
+    assert not branch.feasible(replace(enough, latency_s=enough.latency_s * 0.99))
     assert found.exit_code == 3
 
 
@@ -74,19 +75,19 @@ def test_rate_and_quota_conflict_together_and_either_can_give_way() -> None:
     assert named(found) == ["quota", "rate"]
     quota, rate = found.nearest
     assert "instead of 10" in quota
-    assert milp.feasible(loosened(problem, quota))
+    assert branch.feasible(loosened(problem, quota))
     carried = loosened(problem, rate)
-    assert milp.feasible(carried)
+    assert branch.feasible(carried)
     part = 1 + 1 / int(rate.split("%")[0])
     more = {m: d * part for m, d in carried.demand_per_s.items()}
-    assert not milp.feasible(replace(problem, demand_per_s=more))
+    assert not branch.feasible(replace(problem, demand_per_s=more))
 
 
 def test_too_many_replicas_for_the_quota_name_both() -> None:
     problem = problem_of({"cpu-node": 1, "t4-node": 1, "a100-node": 0}, rate_per_s=1.0, min_replicas=3, latency_s=2.0)
     found = conflicts(problem)
     assert named(found) == ["quota", "replicas"]
-    assert [milp.feasible(loosened(problem, change)) for change in found.nearest] == [True, True]
+    assert [branch.feasible(loosened(problem, change)) for change in found.nearest] == [True, True]
     assert "the quotas: cpu-node 1 (one of them for the router), t4-node 1" in found.conflict[0]
 
 
@@ -98,8 +99,8 @@ def test_a_quota_that_the_router_uses_up_is_advised_with_the_routers_node() -> N
     (change,) = found.nearest
     assert re.search(r"a quota of \d+ cpu-node instead of 1, at \$", change)
     needed = int(change.split("a quota of ")[1].split()[0])
-    assert not milp.feasible(problem_of(quotas, rate_per_s=1.0, latency_s=10.0))
-    assert milp.feasible(problem_of({**quotas, "cpu-node": needed}, rate_per_s=1.0, latency_s=10.0))
+    assert not branch.feasible(problem_of(quotas, rate_per_s=1.0, latency_s=10.0))
+    assert branch.feasible(problem_of({**quotas, "cpu-node": needed}, rate_per_s=1.0, latency_s=10.0))
 
 
 def test_members_that_fit_nowhere_are_named() -> None:
@@ -112,11 +113,11 @@ def test_two_conflicts_at_once_give_way_together() -> None:
     problem = problem_of({"cpu-node": 1, "t4-node": 1, "a100-node": 0}, rate_per_s=900.0, latency_s=0.01)
     found = conflicts(problem)
     assert named(found) == ["latency"]
-    assert not milp.feasible(replace(problem, latency_s=100.0))
+    assert not branch.feasible(replace(problem, latency_s=100.0))
     assert found.nearest
     for change in found.nearest:
         assert change.count(", together with ") == 1
-        assert milp.feasible(loosened(problem, change)), change
+        assert branch.feasible(loosened(problem, change)), change
 
 
 def test_a_problem_with_a_solution_has_no_conflict() -> None:
@@ -133,17 +134,17 @@ def test_of_random_conflicts_every_relaxation_helps_and_none_is_superfluous(seed
         latency_s=float(rng.uniform(0.02, 0.2)),
         min_replicas=int(rng.integers(1, 5)),
     )
-    if milp.feasible(problem):
-        assert milp.solve(problem) is not None
+    if branch.feasible(problem):
+        assert branch.solve(problem) is not None
         return
     found = conflicts(problem)
     promises = named(found)
     assert found.nearest
     for change in found.nearest:
-        assert milp.feasible(loosened(problem, change)), change
+        assert branch.feasible(loosened(problem, change)), change
     for given_up in promises:  # without any one of them, the rest of the conflict can be kept
-        assert milp.feasible(_only(problem, [p for p in promises if p != given_up])), given_up
-    assert not milp.feasible(_only(problem, promises))
+        assert branch.feasible(_only(problem, [p for p in promises if p != given_up])), given_up
+    assert not branch.feasible(_only(problem, promises))
 
 
 def _only(problem: PlacementProblem, promises: list[str]) -> PlacementProblem:

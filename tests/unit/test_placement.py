@@ -10,10 +10,11 @@ from coe.cascade.calibrate import calibrate
 from coe.cascade.evaluate import evaluate
 from coe.cost.model import total_usd
 from coe.errors import Infeasible, InvalidInput, Stale, Unavailable
-from coe.placement import milp
+from coe.placement import branch
 from coe.placement.explain import explain
+from coe.placement.judge import check
 from coe.placement.optimize import plan
-from coe.placement.problem import PlacementProblem, Solution, build_problem, check
+from coe.placement.problem import PlacementProblem, Solution, build_problem
 from coe.types import BatchTiming, Cascade, Plan, Prices, Profile, Profiles, Tier
 from tests import factories
 
@@ -25,21 +26,21 @@ def problem_of(**work: float) -> PlacementProblem:
 
 
 def test_the_same_problem_has_the_same_solution() -> None:
-    first, second = milp.solve(problem_of()), milp.solve(problem_of())
+    first, second = branch.solve(problem_of()), branch.solve(problem_of())
     assert first is not None
     assert first == second
 
 
 def test_a_solution_is_judged_without_the_solver() -> None:
     problem = problem_of()
-    solved = milp.solve(problem)
+    solved = branch.solve(problem)
     assert solved is not None
     assert check(problem, solved) == []
     busy = next(iter(solved.replicas))
     member, node_type = problem.columns[busy].member, problem.columns[busy].offer.node_type
     fewer = replace(solved, replicas={c: n for c, n in solved.replicas.items() if c != busy})
     assert any(f"{member} has fewer than 1 replicas" in line for line in check(problem, fewer))
-    unserved = replace(solved, traffic_per_s={**solved.traffic_per_s, busy: 0.0})
+    unserved = replace(solved, flows_per_s={**solved.flows_per_s, busy: (0.0,)})
     assert any(f"{member} gets less traffic" in line for line in check(problem, unserved))
     packed = replace(solved, nodes={**solved.nodes, node_type: 0})
     assert any(f"{node_type} is packed beyond its 0 nodes" in line for line in check(problem, packed))
@@ -47,7 +48,7 @@ def test_a_solution_is_judged_without_the_solver() -> None:
     hasty = replace(problem, latency_s=0.001)
     assert any("promised are 0.001 s" in line for line in check(hasty, solved))
     busier = replace(problem, demand_per_s={m: 100 * d for m, d in problem.demand_per_s.items()})
-    served = replace(solved, traffic_per_s={c: 100 * f for c, f in solved.traffic_per_s.items()})
+    served = replace(solved, flows_per_s={c: (100 * sum(f),) for c, f in solved.flows_per_s.items()})
     assert any("is overloaded on" in line for line in check(busier, served))
 
 
@@ -63,7 +64,7 @@ def test_nodes_that_cost_nothing_are_not_rented_for_nothing() -> None:
     cascade = factories.cascade()
     stats = evaluate(cascade, factories.table())
     problem = build_problem(cascade, stats, factories.profiles(), owned, factories.workload(rate_per_s=10.0))
-    solved = milp.solve(problem)
+    solved = branch.solve(problem)
     assert solved is not None
     assert check(problem, solved) == []
     for node_type, count in solved.nodes.items():
@@ -77,7 +78,7 @@ def test_nodes_that_cost_nothing_are_not_rented_for_nothing() -> None:
 
 def test_a_solver_without_time_says_so_instead_of_claiming_that_there_is_no_plan() -> None:
     with pytest.raises(Unavailable, match="neither found a plan nor showed that there is none"):
-        milp.solve(problem_of(rate_per_s=300.0), time_limit_s=1e-9)
+        branch.solve(problem_of(rate_per_s=300.0), time_limit_s=1e-9)
 
 
 # --- Plans ---
@@ -243,11 +244,11 @@ def test_a_router_without_a_node_to_run_on_is_refused() -> None:
 
 
 def test_a_placement_that_breaks_a_promise_is_never_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_few_nodes(problem: PlacementProblem) -> Solution | None:
-        solved = milp.solve(problem)
+    def too_few_nodes(problem: PlacementProblem, **_: object) -> Solution | None:
+        solved = branch.solve(problem)
         return None if solved is None else replace(solved, nodes={})
 
-    monkeypatch.setattr("coe.placement.optimize.solve", too_few_nodes)
+    monkeypatch.setattr("coe.placement.candidates.solve", too_few_nodes)
     with pytest.raises(
         Unavailable, match="the solver's placement of cascade is wrong: .* is packed beyond its 0 nodes"
     ):
@@ -275,4 +276,4 @@ def test_a_staged_tier_needs_less_capacity_and_more_time() -> None:
     first = parallel.tiers[0].members[0]
     assert other.demand_per_s[first] == one.demand_per_s[first]
     slower = [(a.latency_s, b.latency_s) for a, b in zip(one.columns, other.columns, strict=True) if a.tier == 0]
-    assert all(b == pytest.approx(3 * a) for a, b in slower)
+    assert all(b == pytest.approx([3 * s for s in a]) for a, b in slower)
