@@ -745,8 +745,8 @@ class LoadPoint(Noun):
     """The cheapest plans at another load: of the cascade, and of the best single model; None where there is none."""
 
     rate_per_s: Positive
-    cascade_usd_per_hour: NotNegative | None
-    single_usd_per_hour: NotNegative | None
+    cascade_usd_per_hour: NotNegative | None = None
+    single_usd_per_hour: NotNegative | None = None
 
 
 class SolverReport(Noun):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import functools
 import inspect
@@ -106,6 +107,21 @@ def progress(title: str) -> Iterator[Advance]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+@contextmanager
+def quiet_solver() -> Iterator[None]:
+    """Keep what the solver's C++ code prints out of standard output, where our data goes."""
+    sys.stdout.flush()
+    saved, sink = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C has buffered must go to the sink too
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(sink)
 
 
 def today() -> str:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import coe
-from coe.cli import cluster, importing, live, offline, searching, starters, training, validating
+from coe.cli import cluster, importing, live, offline, planning, searching, starters, training, validating
 from coe.cli.console import NoColor, Quiet, Settings, obey, settings, with_common_flags
 from coe.errors import CoeError, InvalidInput
 
@@ -57,8 +57,9 @@ for verb in (
     searching.search,
     training.train_gate,
     searching.calibrate,
-    offline.plan,
-    offline.explain,
+    planning.plan,
+    planning.explain,
+    planning.diff,
     live.build,
     live.bench,
     live.report,

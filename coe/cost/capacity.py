@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from coe.errors import InvalidInput, Problem
-from coe.types import Offer, Profile
+from coe.types import Offer, Profile, Profiles
 
 Quantile = Literal["p50", "p99"]
 
@@ -29,6 +29,17 @@ def service_s(profile: Profile, batch: float, quantile: Quantile = "p50") -> flo
         raise InvalidInput(Problem(where, f"ends at batch size {sizes[-1]}", f"a batch of {batch:g}", remedy))
     times = [t.latency_p50_s if quantile == "p50" else t.latency_p99_s for t in profile.timings]
     return float(np.interp(batch, sizes, np.maximum.accumulate(times)))
+
+
+def irregularities(profiles: Profiles) -> list[str]:
+    """Larger batches that were timed faster than smaller ones, in words; predictions take the slower figure for both."""
+    return [
+        f"{p.member} on {p.accelerator}: a batch of {after.batch_size} was timed faster ({after.latency_p50_s:.4g} s) than one "
+        f"of {before.batch_size} ({before.latency_p50_s:.4g} s); the slower figure counts for both"
+        for p in profiles.profiles
+        for before, after in zip(p.timings, p.timings[1:], strict=False)
+        if after.latency_p50_s < before.latency_p50_s
+    ]
 
 
 def fits(profile: Profile, offer: Offer, share: float = 1.0) -> bool:

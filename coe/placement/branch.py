@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from coe.errors import Unavailable
+from coe.placement.coarsen import coarsened
 from coe.placement.judge import batches, column_latency_s, fees_usd_per_hour, rent_usd_per_hour
 from coe.placement.milp import Found, Program, Region, nodes_of
 from coe.placement.problem import PlacementProblem, Solution
@@ -48,7 +49,8 @@ def solve(
     devices = {o.node_type: o.devices_per_node for o in problem.offers}
     solution = Solution(tidy.replicas, tidy.flows_per_s, nodes_of(problem.columns, tidy.replicas, devices), 0.0, proved)
     cost = rent_usd_per_hour(problem, solution) + fees_usd_per_hour(problem, solution)
-    return replace(solution, bound_usd_per_hour=cost if proved else min(cost, bound + problem.router_usd_per_hour))
+    bound = cost if proved else min(cost, bound + problem.router_usd_per_hour)
+    return coarsened(problem, replace(solution, bound_usd_per_hour=bound))
 
 
 def feasible(problem: PlacementProblem) -> bool:

@@ -9,8 +9,11 @@ from coe.prices.catalog import provenance
 from coe.types import CostLine, Plan, Profiles
 
 
-def explain(plan: Plan, profiles: Profiles | None = None) -> str:
-    """The bill line by line, the promises and their slack, the alternatives, and where figures come from."""
+def explain(plan: Plan, profiles: Profiles | None = None, today: str | None = None) -> str:
+    """The bill line by line, the promises and their slack, the alternatives, and where figures come from.
+
+    With `today` (YYYY-MM-DD) prices are shown with their age.
+    """
     sections = [
         _headline(plan),
         "Tiers\n" + "\n".join(_tier_lines(plan)),
@@ -18,8 +21,11 @@ def explain(plan: Plan, profiles: Profiles | None = None) -> str:
         "Used, per hour\n" + _bill(plan.usage_lines) + "\n" + _idle(plan),
         "Promises\n" + "\n".join(_promise_lines(plan)),
         "Why this one\n" + "\n".join(f"  {line}" for line in _why(plan)),
-        f"Prices: {provenance(plan.offers)}",
+        *_what_would_change_it(plan),
+        f"Prices: {provenance(plan.offers, today)}",
     ]
+    if plan.profile_origins:
+        sections.append("Timings\n" + "\n".join(f"  {name}: {told}" for name, told in plan.profile_origins.items()))
     if profiles is not None:
         origins = sorted({f"{p.origin} {p.date}" for p in profiles.profiles if p.member in plan.cascade.members})
         sections.append(f"Profiles: {', '.join(origins)}")
@@ -41,7 +47,9 @@ def _tier_lines(plan: Plan) -> list[str]:
         gate = "always answers" if tier.always_answers else f"{tier.rule} >= {tier.bar:g}"
         lines.append(f"  {number + 1}. {'+'.join(tier.members)}  {gate}, reached by {plan.stats.reach[number]:.1%}")
         lines += [
-            f"     {p.replicas} x {p.deployment} on {p.share:g} of a {plan.offer(p.node_type).accelerator}, "
+            f"     {p.member} from the API of {p.api}, at most {p.batch_size} requests in flight"
+            if p.api
+            else f"     {p.replicas} x {p.deployment} on {p.share:g} of a {plan.offer(p.node_type).accelerator}, "
             f"batch <= {p.batch_size} (expected {p.expected_batch:.1f}), capacity used {p.utilisation:.0%}"
             for p in plan.placements
             if p.member in tier.members
@@ -91,6 +99,49 @@ def _promise_lines(plan: Plan) -> list[str]:
         f"{1 - certificate.delta:.0%} confidence ({certificate.losses} losses{gains} in {certificate.items} items, upper bound "
         f"{certificate.upper_bound:.2%})",
     ]
+
+
+def _what_would_change_it(plan: Plan) -> list[str]:
+    """Shadow prices in words, and the loads at which a single model is cheaper."""
+    sections = []
+    if plan.sensitivities:
+        paid = plan.solver.usd_per_hour
+        lines = [
+            f"  {s.change} would save ${paid - s.usd_per_hour:.3f}/h ({s.promise} binds)" for s in plan.sensitivities
+        ]
+        sections.append("What giving way a little would save\n" + "\n".join(lines))
+    if plan.loads:
+        rows = [
+            f"  {p.rate_per_s:>9.4g}/s  {_usd(p.cascade_usd_per_hour):>12}  {_usd(p.single_usd_per_hour):>12}"
+            for p in plan.loads
+        ]
+        head = f"  {'load':>11}  {'cascade $/h':>12}  {'single $/h':>12}"
+        sections.append("\n".join(["At other loads", head, *rows, f"  {break_even(plan)}"]))
+    return sections
+
+
+def break_even(plan: Plan) -> str:
+    """From which load on the cascade is cheaper than the best single model, as far as the loads that were planned tell."""
+    known = [
+        (p.rate_per_s, p.cascade_usd_per_hour, p.single_usd_per_hour)
+        for p in plan.loads
+        if p.cascade_usd_per_hour is not None
+    ]
+    wins = [single is None or cascade < single - 1e-6 for _, cascade, single in known]
+    if not known or not any(wins):
+        return "At none of these loads is the cascade cheaper than the best single model."
+    if all(wins):
+        return "At all of these loads the cascade is cheaper than the best single model."
+    last_loss = max(i for i, win in enumerate(wins) if not win)
+    if last_loss == len(known) - 1:
+        first = next(i for i, win in enumerate(wins) if win)
+        return f"The cascade is cheaper at {known[first][0]:.4g}/s, and not at every higher load: see the table."
+    low, high = known[last_loss][0], known[last_loss + 1][0]
+    return f"Break-even is between {low:.4g}/s and {high:.4g}/s; below, one model is no dearer."
+
+
+def _usd(value: float | None) -> str:
+    return "no plan" if value is None else f"{value:.3f}"
 
 
 def _why(plan: Plan) -> list[str]:
