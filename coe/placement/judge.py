@@ -142,16 +142,25 @@ def _member_faults(problem: PlacementProblem, solution: Solution, replicas: Mapp
         types = [(problem.columns[c].offer.node_type, problem.columns[c].api) for c in own]
         if len(types) != len(set(types)):
             broken.append(f"{member} is deployed twice on one node type")
-        steady = sum(
-            n * problem.capacity_per_s(problem.columns[c]) for c, n in own.items() if not problem.columns[c].is_spot
-        )
-        if steady < problem.on_demand_floor * demand * (1 - TOLERANCE):
+        if any(problem.columns[c].is_spot for c in own) and _steady(problem, solution, own, member) < (
+            problem.on_demand_floor * (1 - TOLERANCE)
+        ):
             broken.append(f"{member} has less than {problem.on_demand_floor:.0%} of its load on on-demand nodes")
         if problem.survive_node_loss:
             left, lost = surviving_per_s(problem, replicas, member)
             if left * SURVIVING_UTILISATION < demand * (1 - TOLERANCE):
                 broken.append(f"{member} cannot carry its load after the loss of a {lost}")
     return broken
+
+
+def _steady(problem: PlacementProblem, solution: Solution, own: Mapping[int, int], member: str) -> float:
+    """Part of the member's load that its nodes other than spot can carry; with several classes of query, part of the traffic
+    that goes there, of the class where it is least."""
+    steady = [c for c in own if not problem.columns[c].is_spot]
+    demand, parts = problem.demand_per_s[member], problem.classes[member]
+    if len(parts) == 1:
+        return sum(own[c] * problem.capacity_per_s(problem.columns[c]) for c in steady) / demand
+    return min(sum(solution.flows_per_s[c][k] for c in steady) / (demand * part) for k, part in enumerate(parts))
 
 
 def _tier_faults(problem: PlacementProblem, replicas: Mapping[int, int]) -> list[str]:

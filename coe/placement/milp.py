@@ -229,10 +229,19 @@ class Program:
             hosted = [(self.x[i], float(problem.min_replicas)) for i in own if problem.columns[i].api is not None]
             self._at_least([*((self.x[i], 1.0) for i in on_nodes), *hosted], problem.min_replicas, chosen)
         if any(problem.columns[i].is_spot for i in own) and problem.on_demand_floor > 0:
-            steady = [(self.x[i], self._capacity(i)) for i in own if not problem.columns[i].is_spot]
-            self._at_least(steady, problem.on_demand_floor * demand, chosen)
+            self._keep_steady(member, [i for i in own if not problem.columns[i].is_spot], chosen)
         if problem.survive_node_loss:
             self._survive(own, demand / SURVIVING_UTILISATION, chosen)
+
+    def _keep_steady(self, member: str, steady: Sequence[int], chosen: _Terms) -> None:
+        """Nodes other than spot can carry their part; with several classes of query, so much of every class goes there."""
+        problem = self.problem
+        least = problem.on_demand_floor * problem.demand_per_s[member]
+        if len(problem.classes[member]) == 1:
+            self._at_least([(self.x[i], self._capacity(i)) for i in steady], least, chosen)
+            return
+        for k, part in enumerate(problem.classes[member]):
+            self._at_least([(self.f[i, k], 1.0) for i in steady if (i, k) in self.f], least * part, chosen)
 
     def _survive(self, own: Sequence[int], needed_per_s: float, chosen: _Terms) -> None:
         """Whichever node is lost, the rest carries `needed_per_s`: e_i = max(0, x_i - replicas of one node) is what remains."""

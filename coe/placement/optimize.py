@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from coe.cascade.certify import verify_certificate
-from coe.errors import Infeasible, InvalidInput, Problem
+from coe.errors import Infeasible, InvalidInput, Problem, Unavailable
 from coe.placement.baseline import baseline_noun, best_single
-from coe.placement.branch import SAME_USD, Remaining
+from coe.placement.branch import SAME_USD, Remaining, lower_bound_usd_per_hour
 from coe.placement.candidates import Candidate, Placed, World, candidate, dispatch_variants, place
 from coe.placement.conflicts import conflicts
 from coe.placement.sensitivity import loads_of, sensitivities_of
@@ -17,6 +17,8 @@ from coe.types import Cascade, Plan, Pool, Prices, Profiles, SolverReport, Workl
 
 SPLIT = "certification"
 _KEPT_REJECTED = 12
+_AT_LEAST_S = 20.0
+"""The comparison with a single model is never left out for lack of time; this is what each of its programs may take."""
 
 
 def plan(
@@ -50,16 +52,16 @@ def plan(
     world = World(pool, table.split(SPLIT), profiles, prices, workload)
     variants = [v for c in cascades for v in (dispatch_variants(c) if any_dispatch else [c])]
     candidates = [candidate(cascade, world) for cascade in variants]
-    placed, rejected = _placed(candidates, progress, remaining)
+    placed, rejected, open_bounds = _placed(candidates, progress, remaining)
     if not placed:
         raise _infeasible(candidates)
     best = min(placed, key=lambda p: p.rank)
     rejected += [f"{p.cascade.name}: {p.in_dollars}, the one chosen {best.in_dollars}" for p in placed if p is not best]
-    baseline = best_single(world, remaining)
+    baseline = best_single(world, lambda: _AT_LEAST_S if remaining is None else max(_AT_LEAST_S, remaining()))
     return plan_noun(
         best,
         world,
-        _solver_report(best, placed, baseline, len(candidates)),
+        _solver_report(best, placed, open_bounds, baseline, len(candidates)),
         name=name,
         baseline=None if baseline is None else baseline_noun(best, baseline),
         rejected=tuple(rejected[:_KEPT_REJECTED]),
@@ -72,19 +74,29 @@ def plan(
 
 def _placed(
     candidates: Sequence[Candidate], progress: Callable[[int, int], None] | None, remaining: Remaining | None
-) -> tuple[list[Placed], list[str]]:
-    """Those that were placed, and why the others were not."""
+) -> tuple[list[Placed], list[str], list[float]]:
+    """Those that were placed, why the others were not, and lower bounds of those that time did not suffice for.
+
+    Raises `Unavailable` where time ended before any was placed.
+    """
     placed: list[Placed] = []
     rejected: list[str] = []
+    open_bounds: list[float] = []
     for number, each in enumerate(candidates):
-        found = place(each, min((p.usd_per_hour for p in placed), default=float("inf")), remaining)
+        try:
+            found = place(each, min((p.usd_per_hour for p in placed), default=float("inf")), remaining)
+        except Unavailable:
+            if not placed:
+                raise
+            open_bounds.append(lower_bound_usd_per_hour(each.problem) or 0.0)
+            found = f"not searched for lack of time; costs at least ${open_bounds[-1]:.3f} per hour"
         if isinstance(found, Placed):
             placed.append(found)
         else:
             rejected.append(f"{each.cascade.name}: {found}")
         if progress:
             progress(number + 1, len(candidates))
-    return placed, rejected
+    return placed, rejected, open_bounds
 
 
 def _infeasible(candidates: Sequence[Candidate]) -> Infeasible:
@@ -98,10 +110,13 @@ def _infeasible(candidates: Sequence[Candidate]) -> Infeasible:
     )
 
 
-def _solver_report(best: Placed, placed: Sequence[Placed], baseline: Placed | None, candidates: int) -> SolverReport:
-    """Proved where no candidate could still turn out cheaper; those not placed were shown to be dearer or impossible."""
-    open_bounds = [p.solution.bound_usd_per_hour for p in placed if not p.solution.proved]
-    bound = min([best.usd_per_hour, *open_bounds])
+def _solver_report(
+    best: Placed, placed: Sequence[Placed], open_bounds: Sequence[float], baseline: Placed | None, candidates: int
+) -> SolverReport:
+    """Proved where no candidate could still turn out cheaper; those not placed were shown to be dearer or impossible, or are
+    bounded by `open_bounds`."""
+    unproved = [p.solution.bound_usd_per_hour for p in placed if not p.solution.proved]
+    bound = min([best.usd_per_hour, *unproved, *open_bounds])
     return SolverReport(
         status="proved" if bound > best.usd_per_hour - SAME_USD else "gap",
         usd_per_hour=best.usd_per_hour,
