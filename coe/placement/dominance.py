@@ -18,7 +18,7 @@ _Way = tuple[str, int, float]
 def without_dominated_offers(problem: PlacementProblem) -> PlacementProblem:
     """The problem without the columns of offers that another offer dominates; its cheapest plan costs the same.
 
-    A dominates B where A has no quota, as many nodes of A as hold the devices of one B cost no more, and every column of B has a
+    A dominates B where A's quota is more than all members together could use, as many nodes of A as hold the devices of one B cost no more, and every column of B has a
     counterpart on A: as fast, as fruitful, of no higher fee, and no more easily lost.
     """
     ways = _ways(problem)
@@ -44,7 +44,7 @@ def _ways(problem: PlacementProblem) -> Mapping[str, Mapping[_Way, Column]]:
 
 def _dominates(problem: PlacementProblem, a: Offer, b: Offer, ways: Mapping[str, Mapping[_Way, Column]]) -> bool:
     """Whether plans lose nothing when A replaces B."""
-    if problem.quota[a.node_type] is not None or a.node_type not in ways:
+    if a.node_type not in ways or not _is_plenty(problem, a, ways[a.node_type]):
         return False
     if a.market == "spot" and b.market != "spot":
         return False
@@ -55,6 +55,17 @@ def _dominates(problem: PlacementProblem, a: Offer, b: Offer, ways: Mapping[str,
         return False
     mine = ways[a.node_type]
     return all((way in mine) and _as_good(mine[way], c) for way, c in ways[b.node_type].items())
+
+
+def _is_plenty(problem: PlacementProblem, offer: Offer, ways: Mapping[_Way, Column]) -> bool:
+    """Whether the quota holds every member at once, each in whichever way takes most room."""
+    quota = problem.quota[offer.node_type]
+    if quota is None:
+        return True
+    devices: dict[str, float] = defaultdict(float)
+    for (member, _, share), c in ways.items():
+        devices[member] = max(devices[member], share * problem.enough_replicas(c))
+    return sum(devices.values()) <= quota * offer.devices_per_node
 
 
 def _as_good(a: Column, b: Column) -> bool:

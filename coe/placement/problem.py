@@ -60,15 +60,20 @@ class PlacementProblem:
         """Items per second of a replica at the target utilisation, in the mix of the member's classes."""
         return self.target_utilisation * column.mixed_per_s(self.classes[column.member])
 
-    def most_replicas(self, column: Column) -> int:
+    def enough_replicas(self, column: Column) -> int:
         """More replicas than this in one column never help: they carry the member's whole load however it is mixed, also
-        after a node is lost, or fill the quota."""
+        after a node is lost."""
         slowest = self.target_utilisation * min(column.full_per_s)
         enough = max(self.min_replicas, math.ceil(self.demand_per_s[column.member] / slowest - 1e-9))
         if self.survive_node_loss and column.share:
             left = self.demand_per_s[column.member] / (SURVIVING_UTILISATION * min(column.full_per_s))
             enough = max(enough, math.ceil(left - 1e-9) + column.replicas_per_node)
+        return enough
+
+    def most_replicas(self, column: Column) -> int:
+        """The most replicas of a column that help and that its quota holds."""
         limit = self.quota[column.offer.node_type]
+        enough = self.enough_replicas(column)
         if limit is None or not column.share:
             return enough
         return min(enough, int(limit * column.offer.devices_per_node / column.share))
