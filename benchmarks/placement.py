@@ -239,7 +239,9 @@ def _without_quotas(problem: PlacementProblem) -> bool:
 def against_other_ways(machines: Hardware, data: Path, count: int) -> list[dict[str, Any]]:
     """Cascades of two or three tiers; "greedy" and "one big GPU" see the same columns."""
     rng = np.random.default_rng(2)
-    one_gpu, by_greed, seconds = [], [], []
+    one_gpu: list[float] = []
+    by_greed: list[float] = []
+    seconds = []
     feasible = 0
     for number in range(count):
         sizes = ((1, 1), (2, 1), (3, 1), (3, 1, 1))[number % 4]
