@@ -396,6 +396,8 @@ class Profile(Noun):
     source: str
     """Device, driver and library versions, or the document it was imported from."""
     date: Day
+    code: str = ""
+    """Fingerprint of the member's code and weights when it was measured; empty where it was not measured here."""
 
     @model_validator(mode="after")
     def _timings_make_sense(self) -> Self:

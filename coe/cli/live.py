@@ -15,7 +15,7 @@ from coe.cli.console import Out, place, progress, say, today, wrote
 from coe.cli.offline import PricesFile, check_sources
 from coe.errors import GateExceeded, InvalidInput, Problem
 from coe.records import Bench
-from coe.types import Plan, Pool, Workload
+from coe.types import Plan, Pool, Profile, Profiles, Workload
 
 if TYPE_CHECKING:
     from coe.report.summarise import Report
@@ -40,20 +40,35 @@ def profile(
     max_seconds: Annotated[
         float, typer.Option("--max-seconds", min=0.01, help="Per member, node type and batch.")
     ] = 2.0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted run ended; unchanged members only.")
+    ] = False,
     out: Out = Path("profiles.yaml"),
 ) -> None:
     """Time every member on every node type of a Ray cluster.
+
+    Every finished profile is kept beside the output (OUT.partial.yaml) until all are there.
 
     \b
     Example:
       coe cluster up fleet.yaml
       coe profile pool.yaml --prices fleet.yaml -o profiles.yaml
+      coe profile pool.yaml --prices fleet.yaml -o profiles.yaml --resume
     """
     from coe.profiler.predict import load_data
     from coe.serving.profile import profile_members
 
     pool = files.read(pool_file, Pool)
     sizes = _sizes(batch_sizes)
+    partial = out.with_suffix(".partial.yaml")
+    done: list[Profile] = list(files.read(partial, Profiles).profiles) if resume and partial.exists() else []
+    known = tuple(done)
+
+    def keep(profile: Profile) -> None:
+        done[:] = [p for p in done if (p.member, p.accelerator) != (profile.member, profile.accelerator)]
+        done.append(profile)
+        files.write(partial, Profiles(profiles=tuple(done)), "Not finished; go on with coe profile --resume.")
+
     with progress("profile") as advance:
         profiles = profile_members(
             pool,
@@ -66,7 +81,10 @@ def profile(
             today=today(),
             sample=None if data is None else load_data(data).x,
             progress=advance,
+            known=known,
+            keep=keep,
         )
+    partial.unlink(missing_ok=True)
     files.write(out, profiles, f"Measured by coe profile on {today()}.")
     accelerators = sorted({p.accelerator for p in profiles.profiles})
     wrote(out, f"{len(pool.members)} members on {', '.join(accelerators)}")

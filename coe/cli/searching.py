@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coe import files
-from coe.cli.console import Out, place, progress, today, wrote
+from coe.cli.console import Out, place, progress, say, today, wrote
 from coe.cli.training import refuse_seen
 from coe.errors import CannotCertify, InvalidInput, Problem
 from coe.table import PredictionTable
@@ -88,6 +88,7 @@ def search(
     max_cost: Annotated[
         float | None, typer.Option("--max-cost", min=0, help="Leave out cascades dearer than this per query.")
     ] = None,
+    max_price_age: Annotated[int | None, typer.Option("--max-price-age", help="Refuse prices older than DAYS.")] = None,
 ) -> None:
     """Find the cheapest cascade that should keep the accuracy promise, and the whole accuracy/cost front.
 
@@ -105,7 +106,7 @@ def search(
     work = None if workload is None else files.read(workload, Workload)
     promise = _promise(work, reference, epsilon, delta)
     table = files.read_predictions(predictions)
-    prepared = _costs(table, costs, profiles, prices, work, batch)
+    prepared = _costs(table, costs, profiles, prices, work, batch, max_price_age)
     space = (
         _space(tiers, first, last, rules, carry, dispatch, max_cost) if method is None else _preset(method, max_cost)
     )
@@ -215,11 +216,12 @@ def _costs(
     prices: Path | None,
     work: Workload | None,
     batch: float | None,
+    max_price_age: int | None,
 ) -> CallCosts:
     """What calls cost: from a costs file, or from profiles and prices at the batch that the load fills."""
     from coe.cost.calls import call_costs, constant
     from coe.cost.model import unit_costs
-    from coe.prices.catalog import provenance
+    from coe.prices.catalog import check_age, provenance
 
     if costs is not None:
         if profiles is not None or prices is not None:
@@ -232,6 +234,9 @@ def _costs(
     if batch is None:
         assert work is not None
         batch = max(1.0, 1 + work.rate_per_s * work.batch_wait_s)
+    if max_price_age is not None:
+        check_age(offers, today(), max_price_age)
+    say(f"prices: {provenance(offers.offers, today())}")
     unit = unit_costs(table.members, files.read(profiles, Profiles), offers, batch=batch)
     return constant(unit, "usd", f"prices: {provenance(offers.offers)}")
 

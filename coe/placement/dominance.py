@@ -18,8 +18,9 @@ _Way = tuple[str, int, float]
 def without_dominated_offers(problem: PlacementProblem) -> PlacementProblem:
     """The problem without the columns of offers that another offer dominates; its cheapest plan costs the same.
 
-    A dominates B where A's quota is more than all members together could use, as many nodes of A as hold the devices of one B cost no more, and every column of B has a
-    counterpart on A: as fast, as fruitful, of no higher fee, and no more easily lost.
+    A dominates B where A's quota is more than all members together could use, as many nodes of A as hold the devices of one
+    B cost no more, and every column of B has a counterpart on A: as fast, as fruitful, of no higher fee, and no more easily
+    lost.
     """
     ways = _ways(problem)
     gone: set[str] = set()

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from coe.errors import CoeError, InvalidInput, Problem, Unavailable
 from coe.profiler.measure import forget_caches, measure
-from coe.runners.base import Runner, make_runner
+from coe.runners.base import Runner, fingerprint, make_runner
 from coe.runners.paced import Paced
 from coe.serving.labels import CPU_SHARE_ENV, NODE_TYPE_LABEL, replica_options, simulated_speed
 from coe.types import BatchTiming, Member, Offer, Pool, Prices, Profile, Profiles
@@ -60,13 +60,16 @@ def profile_members(
     today: str,
     sample: NDArray[Any] | None = None,
     progress: Progress | None = None,
+    known: Sequence[Profile] = (),
+    keep: Callable[[Profile], None] | None = None,
 ) -> Profiles:
     """Time every member of the pool on every accelerator that the cluster at `address` and the price list both have.
 
     `max_s` bounds the seconds per member, accelerator and batch size; within it there are at least `min_runs` runs.
     Batches are drawn from `sample` (n, *input_shape) where given, and are uniform in [0, 1) otherwise; replayed
     tables are asked for their first row. `today` dates the profiles. `progress` gets (members measured, members
-    times accelerators) from several threads, one at a time.
+    times accelerators) from several threads, one at a time. What is in `known`, of the same code and batch sizes, is not
+    measured again; `keep` gets every new profile as soon as it is there, one at a time.
 
     Raises `Unavailable` where the cluster cannot be reached or a node type has no free device, and `InvalidInput` for a
     cluster without any node of the price list and for members that do not run.
@@ -77,8 +80,8 @@ def profile_members(
         raise InvalidInput(Problem("sample", rule, str(list(sample.shape[1:]))))
     with connected(address):
         offers = _offers_to_profile(prices)
-        counter = _Counter(progress, len(offers) * len(pool.members))
-        work = _Work(pool, base_dir, tuple(batch_sizes), min_runs, max_s, today, sample)
+        counter = _Counter(progress, len(offers) * len(pool.members), keep)
+        work = _Work(pool, base_dir, tuple(batch_sizes), min_runs, max_s, today, sample, tuple(known))
         with ThreadPoolExecutor(AT_ONCE) as threads:
             found = list(threads.map(lambda offer: _profiles_on(offer, work, counter), offers))
     return Profiles(profiles=tuple(profile for profiles in found for profile in profiles))
@@ -95,20 +98,33 @@ class _Work:
     max_s: float
     today: str
     sample: NDArray[Any] | None
+    known: tuple[Profile, ...] = ()
+
+    def measured_before(self, member: Member, accelerator: str) -> Profile | None:
+        """The known profile of the member there, if its code and the batch sizes are still the same."""
+        code = fingerprint(member, self.base_dir)
+        sizes = sorted(self.batch_sizes)
+        for p in self.known:
+            if (p.member, p.accelerator, p.code) == (member.name, accelerator, code):
+                return p if [t.batch_size for t in p.timings] == sizes else None
+        return None
 
 
 class _Counter:
-    """Counts finished measurements for whoever watches."""
+    """Counts finished measurements for whoever watches, and hands them to whoever keeps them."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
+    def __init__(self, progress: Progress | None, total: int, keep: Callable[[Profile], None] | None) -> None:
         self._progress = progress
+        self._keep = keep
         self._total = total
         self._done = 0
         self._lock = threading.Lock()
 
-    def step(self) -> None:
+    def step(self, new: Profile | None = None) -> None:
         with self._lock:
             self._done += 1
+            if new is not None and self._keep is not None:
+                self._keep(new)
             if self._progress is not None:
                 self._progress(self._done, self._total)
 
@@ -155,16 +171,24 @@ def _profiles_on(offer: Offer, work: _Work, counter: _Counter) -> list[Profile]:
         hop_p99_s = _hop_p99_s(actor, offer, max(work.batch_sizes), work.pool)
         profiles = []
         for member in work.pool.members:
+            before = work.measured_before(member, offer.accelerator)
+            if before is not None:
+                profiles.append(before)
+                counter.step()
+                continue
             task = actor.measure.remote(member.name, work)
             measured = _answer_of(task, offer, None)
-            profiles.append(_profile(member, offer, measured, hop_p99_s, device, work.today))
-            counter.step()
+            code = fingerprint(member, work.base_dir)
+            profiles.append(_profile(member, offer, measured, hop_p99_s, device, work.today, code))
+            counter.step(profiles[-1])
         return profiles
     finally:
         ray.kill(actor)
 
 
-def _profile(member: Member, offer: Offer, measured: Measured, hop_p99_s: float, device: str, today: str) -> Profile:
+def _profile(
+    member: Member, offer: Offer, measured: Measured, hop_p99_s: float, device: str, today: str, code: str
+) -> Profile:
     return Profile(
         member=member.name,
         accelerator=offer.accelerator,
@@ -175,6 +199,7 @@ def _profile(member: Member, offer: Offer, measured: Measured, hop_p99_s: float,
         origin="measured",
         source=f"{offer.node_type}: {device}",
         date=today,
+        code=code,
     )
 
 
@@ -238,7 +263,7 @@ class _Prober:
                 runner.predict,
                 make_batch,
                 work.batch_sizes,
-                clock=time.perf_counter,
+                clock=device_clock(),
                 min_runs=work.min_runs,
                 max_s=work.max_s,
                 between=between,
@@ -267,6 +292,28 @@ def describe_device() -> str:
     return f"{_gpu_name() or cpu_name()}, {versions}"
 
 
+def device_clock() -> Callable[[], float]:
+    """Seconds, read when everything that was asked of the device before is done.
+
+    On a GPU these are times of CUDA events on its current stream, so that work which is still under way when a call returns
+    counts for the call that asked for it; elsewhere the process's clock.
+    """
+    if not _gpu_name():
+        return time.perf_counter
+    import torch
+
+    origin = torch.cuda.Event(enable_timing=True)
+    origin.record()
+
+    def seconds() -> float:
+        now = torch.cuda.Event(enable_timing=True)
+        now.record()
+        now.synchronize()
+        return float(origin.elapsed_time(now)) / 1000
+
+    return seconds
+
+
 def _torch_version() -> str:
     try:
         return f", torch {metadata.version('torch')}"
@@ -280,7 +327,9 @@ def _gpu_name() -> str:
         import torch
     except ImportError:
         return ""
-    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else ""
+    if not torch.cuda.is_available():
+        return ""
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
 
 def cpu_name() -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from coe.errors import InvalidInput, Unavailable
 from coe.serving.profile import _answer_of, profile_members
-from coe.types import Fleet, Member, Pool, Prices
+from coe.types import Fleet, Member, Pool, Prices, Profile
 
 CODE = """
 import time
@@ -95,3 +96,35 @@ def test_a_node_type_that_is_fully_taken_is_reported(ray_session: str, test_flee
         _answer_of(never, test_fleet.prices.offer("t4"), 0.2)
     ray.cancel(never, force=True)
     assert ray_session
+
+
+def test_what_is_known_is_not_measured_again_unless_its_code_changed(
+    ray_session: str, test_fleet: Fleet, folder: Path
+) -> None:
+    asked = pool(spinning(1), spinning(2))
+    kept: list[Profile] = []
+
+    def run(known: Sequence[Profile]) -> list[Profile]:
+        kept.clear()
+        found = profile_members(
+            asked,
+            folder,
+            test_fleet.prices,
+            ray_session,
+            batch_sizes=(1,),
+            max_s=0.05,
+            today=DAY,
+            known=known,
+            keep=kept.append,
+        )
+        return list(found.profiles)
+
+    first = run(())
+    assert sorted(p.member for p in kept) == ["spin-1", "spin-1", "spin-2", "spin-2"]
+    half = [p for p in first if p.accelerator == "T4"]
+    again = run(half)
+    assert {p.accelerator for p in kept} == {"A100"}
+    assert [p for p in again if p.accelerator == "T4"] == half
+    stale = [p.model_copy(update={"code": "of another version"}) if p.member == "spin-1" else p for p in first]
+    run(stale)
+    assert {p.member for p in kept} == {"spin-1"}
