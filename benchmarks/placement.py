@@ -104,7 +104,12 @@ def stats_of(cascade: Cascade, rng: np.random.Generator) -> CascadeStats:
 
 
 def real_problem(
-    machines: Hardware, data: Path, sizes: tuple[int, ...], rng: np.random.Generator, quotas: bool = False
+    machines: Hardware,
+    data: Path,
+    sizes: tuple[int, ...],
+    rng: np.random.Generator,
+    quotas: bool = False,
+    most_nodes: int = 32,
 ) -> PlacementProblem:
     """A cascade of ImageNet models, cheap ones first, at 10 to 10,000 queries per second within 60 ms to 1 s."""
     rate, memory = imagenet_throughputs(data)
@@ -120,7 +125,7 @@ def real_problem(
     )
     offers = machines.prices.offers
     if quotas:
-        offers = tuple(o.model_copy(update={"quota": int(rng.integers(1, 33))}) for o in offers)
+        offers = tuple(o.model_copy(update={"quota": int(rng.integers(1, most_nodes + 1))}) for o in offers)
     return build_problem(cascade, stats_of(cascade, rng), profiles, Prices(offers=offers), work)
 
 
@@ -131,7 +136,7 @@ def against_melange(machines: Hardware, data: Path, count: int) -> list[dict[str
     """One model per problem. Images: one class of query; the opponent tries every batch size for all GPUs, as a tier of `coe` has
     one, and beside that may choose one per GPU. Language model: eight classes by length, no batch sizes."""
     rng = np.random.default_rng(1)
-    images = [real_problem(machines, data, (1,), rng, quotas=n % 4 == 3) for n in range(count)]
+    images = [real_problem(machines, data, (1,), rng, quotas=n % 4 == 3, most_nodes=1) for n in range(count)]
     texts = [language_problem(machines, rng) for _ in range(count // 4)]
     return [
         _melange_row("images, one batch size", images, _melange_one_batch),

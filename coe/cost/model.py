@@ -6,6 +6,7 @@ allocation bills whole nodes. Overlapping members shortens latency and never red
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
 from coe.cost.capacity import fits, service_s
@@ -53,7 +54,7 @@ def unit_costs(
                 Problem(f"profiles: {member}", rule, f"{need:g} GiB", "leave it out, or offer a larger one")
             )
         else:
-            problems += without_profile([member], prices)
+            problems += without_profile([member], prices, profiles)
     if problems:
         raise InvalidInput(problems)
     return costs
@@ -64,17 +65,21 @@ def _batches(profile: Profile, batch: float | None) -> list[float]:
     return sizes if batch is None else [min(batch, sizes[-1])]
 
 
-def without_profile(members: Iterable[str], prices: Prices) -> list[Problem]:
-    """One problem per member that no offered accelerator has a profile of."""
-    offered = ", ".join(sorted({o.accelerator for o in prices.offers}))
-    return [
-        Problem(
-            f"profiles: {member}",
-            "has no profile on any offered accelerator",
-            remedy=f"run `coe profile` for it on one of: {offered}",
+def without_profile(members: Iterable[str], prices: Prices, profiles: Profiles) -> list[Problem]:
+    """One problem per member that no offered accelerator has a profile of, with the names that may have been meant."""
+    offered = sorted({o.accelerator for o in prices.offers})
+    problems = []
+    for member in members:
+        known = sorted({p.accelerator for p in profiles.profiles if p.member == member})
+        near = [f"{k} for {hit[0]}" for k in known if (hit := difflib.get_close_matches(k, offered, 1, 0.6))]
+        remedy = (
+            f"is {near[0]} another name of the same? Else run `coe profile` on one of: {', '.join(offered)}"
+            if near
+            else f"run `coe profile` for it on one of: {', '.join(offered)}"
         )
-        for member in members
-    ]
+        found = f"profiles on {', '.join(known)} alone" if known else ""
+        problems.append(Problem(f"profiles: {member}", "has no profile on any offered accelerator", found, remedy))
+    return problems
 
 
 def usage_line(tier: int, member: str, offer: Offer, device_hours: float) -> CostLine:

@@ -9,9 +9,11 @@ best found is optimal when no open region is bounded below it.
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from coe.errors import Unavailable
@@ -23,6 +25,9 @@ from coe.placement.problem import PlacementProblem, Solution
 TIME_LIMIT_S = 60.0
 SAME_USD = 1e-6
 """Dollars per hour below which two plans cost the same."""
+
+AT_ONCE = 2
+"""Regions that are solved side by side; the solver lets other threads run."""
 
 Remaining = Callable[[], float]
 """Seconds that are left; who calls has the clock."""
@@ -124,30 +129,51 @@ class _Search:
         open_regions: list[tuple[float, int, Region]] = []
         if root is not None:
             self._push(open_regions, root, 0.0)
-        while open_regions and open_regions[0][0] < self._best_usd - SAME_USD:
-            bound, _, region = open_regions[0]
-            try:
-                found = self._solve(region)
-            except Unavailable:
-                if best is None:
-                    raise
-                self.is_proved = False
-                break
-            heapq.heappop(open_regions)
-            if found is None:
-                continue
-            children = list(_splits(self.problem, region, found))
-            if not children:
-                if not found.proved:
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            while due := self._due(open_regions):
+                answers = list(threads.map(self._solved, (region for _, _, region in due)))
+                if any(isinstance(a, Unavailable) for a in answers):
+                    if best is None:
+                        raise next(a for a in answers if isinstance(a, Unavailable))
                     self.is_proved = False
-                    self.bound_usd_per_hour = min(self.bound_usd_per_hour, found.bound_usd_per_hour)
-                best, self._best_usd = found, found.usd_per_hour
-                if self._any_will_do:
-                    return best
-            for child in children:
-                self._push(open_regions, child, max(bound, found.bound_usd_per_hour))
+                    for entry in due:
+                        heapq.heappush(open_regions, entry)
+                    break
+                for (bound, _, region), found in zip(due, answers, strict=True):
+                    if found is None or isinstance(found, Unavailable):
+                        continue
+                    children = list(_splits(self.problem, region, found))
+                    if not children and found.usd_per_hour < self._best_usd - SAME_USD:
+                        best = self._accepted(found)
+                        if self._any_will_do:
+                            return best
+                    for child in children:
+                        self._push(open_regions, child, max(bound, found.bound_usd_per_hour))
         self.bound_usd_per_hour = min([self.bound_usd_per_hour, self._best_usd, *(b for b, _, _ in open_regions[:1])])
         return best
+
+    def _due(self, open_regions: list[tuple[float, int, Region]]) -> list[tuple[float, int, Region]]:
+        """The regions with the lowest bounds that could still hold something better, taken off the heap; how many is fixed,
+        so that the search does not depend on the machine."""
+        due: list[tuple[float, int, Region]] = []
+        while open_regions and len(due) < AT_ONCE and open_regions[0][0] < self._best_usd - SAME_USD:
+            due.append(heapq.heappop(open_regions))
+        return due
+
+    def _accepted(self, found: Found) -> Found:
+        """Take a plan as the best so far."""
+        if not found.proved:
+            self.is_proved = False
+            self.bound_usd_per_hour = min(self.bound_usd_per_hour, found.bound_usd_per_hour)
+        self._best_usd = found.usd_per_hour
+        return found
+
+    def _solved(self, region: Region) -> Found | Unavailable | None:
+        """The region's solution; being out of time is an answer too."""
+        try:
+            return self._solve(region)
+        except Unavailable as error:
+            return error
 
     def _push(self, open_regions: list[tuple[float, int, Region]], region: Region, bound: float) -> None:
         heapq.heappush(open_regions, (bound, next(self._numbers), region))
@@ -178,8 +204,13 @@ def _splits(problem: PlacementProblem, region: Region, found: Found) -> Iterator
     others = sum(latency[t] for t in problem.path if t != tier)
     low = max(region.least_s[tier], problem.latency_s - others)
     between = (low + latency[tier]) / 2
-    yield from _narrowed(problem, region, tier, most_s=between)
-    yield from _narrowed(problem, region, tier, least_s=between)
+    # a tier's latency is one of few values, so the halves end at the values next to the cut
+    steps = _steps_s(problem, tier, region.batch_sizes[tier])
+    cut = bisect.bisect_right(steps, between)
+    if cut > 0:
+        yield from _narrowed(problem, region, tier, most_s=steps[cut - 1])
+    if cut < len(steps):
+        yield from _narrowed(problem, region, tier, least_s=steps[cut])
 
 
 def _tier_latency_s(problem: PlacementProblem, found: Found, tier: int) -> float:
@@ -216,6 +247,11 @@ def _narrowed(
     tightened = _tightened(problem, narrowed)
     if tightened is not None:
         yield tightened
+
+
+def _steps_s(problem: PlacementProblem, tier: int, sizes: frozenset[int]) -> list[float]:
+    """The latencies that the tier can have, rising: those of its columns of these batch sizes."""
+    return sorted({s for c in problem.columns if c.tier == tier and c.batch_size in sizes for s in c.latency_s})
 
 
 def _tidied(problem: PlacementProblem, found: Found, remaining: Remaining) -> Found:

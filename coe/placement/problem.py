@@ -117,7 +117,7 @@ def build_problem(
     demand = {m: workload.rate_per_s * max(stats.calls[m], 1 / (2 * stats.items)) for m in tier_of}
     placeable = {m for m in tier_of if m in hosted or any(profiles.find(m, o.accelerator) for o in offers)}
     if lacking := [m for m in tier_of if m not in placeable]:
-        raise InvalidInput(without_profile(lacking, Prices(offers=offers)))
+        raise InvalidInput(without_profile(lacking, Prices(offers=offers), profiles))
     return PlacementProblem(
         columns=tuple(_columns(cascade, demand, profiles, offers, workload, router, hosted)),
         offers=offers,

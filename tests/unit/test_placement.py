@@ -195,6 +195,18 @@ def test_a_member_without_a_profile_is_named() -> None:
         planned(profiles=factories.profiles({"small": 0.001, "middle": 0.001, "other": 0.001}))
 
 
+def test_an_accelerator_of_another_name_is_suggested() -> None:
+    misnamed = Profiles(
+        profiles=tuple(
+            p.model_copy(update={"accelerator": "A100-SXM"})
+            for p in factories.profiles().profiles
+            if p.accelerator == "A100"
+        )
+    )
+    with pytest.raises(InvalidInput, match="got profiles on A100-SXM alone; is A100-SXM for A100 another name"):
+        planned(profiles=misnamed)
+
+
 def test_a_router_node_type_that_nobody_offers_is_named() -> None:
     with pytest.raises(InvalidInput, match="no offer has node_type 'huge'; known: cpu-node"):
         planned(workload=factories.workload(max_accuracy_loss=0.04, router_node_type="huge"))
