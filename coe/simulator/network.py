@@ -1,0 +1,122 @@
+"""A plan as arrays that an engine can run: tiers, their members' placements, service times by batch size, and the queries."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from coe.cascade.evaluate import Routing, route
+from coe.cost.capacity import service_s
+from coe.errors import InvalidInput, Problem
+from coe.table import PredictionTable
+from coe.types import BoolArray, FloatArray, IntArray, Plan, Profiles
+
+IN_FLIGHT_PER_REPLICA = 2
+"""As in the router: batches under way per replica of a tier's scarcest member."""
+HOP_PART = 0.5
+"""A call's way there and back takes this part of the profile's p99 of it; its distribution is not recorded."""
+_Z99 = 2.326
+
+
+@dataclass(frozen=True)
+class Network:
+    """Tiers in a row; placements of all members one after the other.
+
+    batch_size, in_flight: (tiers,).  wait_s: how long a batch waits to fill.  staged: (tiers,).  member_tier: (members,), rising.
+    first_placement: (members + 1,), where each member's placements begin.  replicas, traffic, hop_s, sigma: (placements,).
+    service_s: (placements, largest batch + 1), seconds of a replica for a batch of so many.
+    """
+
+    batch_size: IntArray
+    in_flight: IntArray
+    wait_s: float
+    staged: BoolArray
+    member_tier: IntArray
+    first_placement: IntArray
+    replicas: IntArray
+    traffic: FloatArray
+    hop_s: FloatArray
+    sigma: FloatArray
+    service_s: FloatArray
+
+    def __post_init__(self) -> None:
+        for array in (self.batch_size, self.in_flight, self.replicas):
+            if len(array) == 0 or array.min() < 1:
+                raise ValueError("every tier and placement needs a batch size, a slot and a replica of at least 1")
+        for array in vars(self).values():
+            if isinstance(array, np.ndarray):
+                array.flags.writeable = False
+
+    @property
+    def tiers(self) -> int:
+        """Number of tiers."""
+        return len(self.batch_size)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Queries: arrival_s (queries,), rising; item (queries,), the row of `routing` that each replays."""
+
+    arrival_s: FloatArray
+    item: IntArray
+    routing: Routing
+
+    def __post_init__(self) -> None:
+        if len(self.arrival_s) != len(self.item):
+            raise ValueError("every arrival needs an item")
+        if np.any(np.diff(self.arrival_s) < 0):
+            raise InvalidInput(Problem("arrivals", "go back in time"))
+
+
+def network_of(plan: Plan, profiles: Profiles) -> Network:
+    """The plan's placements with the service times of its profiles, slowed down by the shares that replicas own.
+
+    Raises `InvalidInput` for a placement without a profile.
+    """
+    members = plan.cascade.members
+    by_member = [[p for p in plan.placements if p.member == m] for m in members]
+    placements = [p for own in by_member for p in own]
+    batch_size = [min(p.batch_size for p in plan.placements if p.member in tier.members) for tier in plan.cascade.tiers]
+    slots = [
+        IN_FLIGHT_PER_REPLICA * min(sum(p.replicas for p in plan.placements if p.member == m) for m in tier.members)
+        for tier in plan.cascade.tiers
+    ]
+    tables, hops, sigmas = [], [], []
+    for p in placements:
+        accelerator = plan.offer(p.node_type).accelerator
+        profile = profiles.find(p.member, accelerator)
+        if profile is None:
+            remedy = "give the profiles that the plan was made from"
+            raise InvalidInput(Problem(f"profiles: {p.member}", f"has no profile on {accelerator}", remedy=remedy))
+        largest = max(batch_size)
+        known = min(largest, profile.timings[-1].batch_size)
+        times = [service_s(profile, max(1, n)) / p.share for n in range(known + 1)]
+        tables.append(times + [math.inf] * (largest - known))
+        hops.append(HOP_PART * profile.hop_p99_s)
+        timing = min(profile.timings, key=lambda t: abs(t.batch_size - p.expected_batch))
+        sigmas.append(math.log(timing.latency_p99_s / timing.latency_p50_s) / _Z99)
+    starts = np.cumsum([0, *(len(own) for own in by_member)])
+    return Network(
+        batch_size=np.array(batch_size, dtype=np.int64),
+        in_flight=np.array(slots, dtype=np.int64),
+        wait_s=plan.workload.batch_wait_s,
+        staged=np.array([t.dispatch == "staged" and len(t.members) > 1 for t in plan.cascade.tiers]),
+        member_tier=np.array([t for t, tier in enumerate(plan.cascade.tiers) for _ in tier.members], dtype=np.int64),
+        first_placement=starts.astype(np.int64),
+        replicas=np.array([p.replicas for p in placements], dtype=np.int64),
+        traffic=np.array([p.traffic for p in placements]),
+        hop_s=np.array(hops),
+        sigma=np.array(sigmas),
+        service_s=np.array(tables),
+    )
+
+
+def load_of(plan: Plan, table: PredictionTable, arrival_s: FloatArray, rng: np.random.Generator) -> Load:
+    """Queries that replay the items of `table`, drawn at random; routing is that of evaluation.
+
+    Raises `InvalidInput` where a member of the plan has no predictions.
+    """
+    table.columns(list(plan.cascade.members))
+    return Load(arrival_s, rng.integers(0, len(table), len(arrival_s)), route(plan.cascade, table))
