@@ -137,6 +137,7 @@ def against_melange(machines: Hardware, data: Path, count: int) -> list[dict[str
     one, and beside that may choose one per GPU. Language model: eight classes by length, no batch sizes."""
     rng = np.random.default_rng(1)
     images = [real_problem(machines, data, (1,), rng, quotas=n % 4 == 3, most_nodes=1) for n in range(count)]
+    images = [p if _without_quotas(p) else replace(p, demand_per_s=_at(p, 200_000.0)) for p in images]
     texts = [language_problem(machines, rng) for _ in range(count // 4)]
     return [
         _melange_row("images, one batch size", images, _melange_one_batch),
