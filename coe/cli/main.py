@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import coe
-from coe.cli import cluster, importing, live, offline, planning, searching, starters, training, validating
+from coe.cli import cluster, importing, live, offline, planning, searching, simulating, starters, training, validating
 from coe.cli.console import NoColor, Quiet, Settings, obey, settings, with_common_flags
 from coe.errors import CoeError, InvalidInput
 
@@ -60,6 +60,7 @@ for verb in (
     planning.plan,
     planning.explain,
     planning.diff,
+    simulating.simulate,
     live.build,
     live.bench,
     live.report,

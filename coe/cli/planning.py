@@ -79,6 +79,13 @@ def plan(
     reasons: Annotated[
         bool, typer.Option("--reasons/--no-reasons", help="Also find what other promises and loads would cost.")
     ] = True,
+    simulated: Annotated[
+        bool,
+        typer.Option(
+            "--simulate/--no-simulate",
+            help="Try the plan on a virtual clock, and plan again where it misses its promise.",
+        ),
+    ] = True,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="[default: plan.yaml; gears.yaml with --rates]", callback=place)
     ] = None,
@@ -103,7 +110,7 @@ def plan(
     elif what_if:
         _compare(solve, what_if, out)
     else:
-        _write_plan(solve.plan(inputs.workload, inputs.prices), out or DEFAULT_OUT)
+        _write_plan(solve.simulated() if simulated else solve.plan(inputs.workload, inputs.prices), out or DEFAULT_OUT)
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,16 @@ class _Solve:
                 remaining=lambda: self.deadline - time.monotonic(),
             )
 
+    def simulated(self) -> Plan:
+        """The plan that keeps its latency promise on a virtual clock too."""
+        from coe.placement.optimize import SPLIT
+        from coe.simulator.verify import verified
+
+        given = self.inputs
+        return verified(
+            lambda workload: self.plan(workload, given.prices), given.workload, given.profiles, given.table.split(SPLIT)
+        )
+
 
 def _read(cascades: list[Path], pool: Path, predictions: Path, profiles: Path, prices: Path, workload: Path) -> _Inputs:
     """Every input, checked against each other; irregular timings are told."""
@@ -171,6 +188,8 @@ def _write_plan(found: Plan, out: Path) -> None:
     nodes = sum(n.count for n in found.nodes)
     gap = "" if found.solver.status == "proved" else f", NOT PROVED: at least ${found.solver.bound_usd_per_hour:.3f}"
     wrote(out, f"${found.cost.usd_per_hour_allocation:.3f} per hour{gap}, {nodes} nodes; prices: {aged}")
+    if found.simulated is not None:
+        say(found.simulated)
 
 
 def _plan_gears(solve: _Solve, rates: str, out: Path) -> None:

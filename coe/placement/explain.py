@@ -82,6 +82,7 @@ def _promise_lines(plan: Plan) -> list[str]:
     lines = [
         f"  latency: {work.latency_quantile:.0%} within {work.latency_s:g} s; bound {plan.latency_bound_s:.3f} s, "
         f"{slack:.3f} s to spare",
+        *([] if plan.simulated is None else [f"  {plan.simulated}"]),
         f"  load: {busiest.deployment} is the busiest at {busiest.utilisation:.0%} of its capacity, "
         f"allowed are {work.target_utilisation:.0%}",
         *(

@@ -63,7 +63,8 @@ def varying(
     rates = rate_at(candidates)
     if np.any(rates > most_per_s * (1 + 1e-9)) or np.any(rates < 0):
         raise InvalidInput(Problem("rate", f"must lie between 0 and {most_per_s:g} per second", f"{rates.max():g}"))
-    return candidates[rng.random(len(candidates)) * most_per_s < rates]
+    kept: FloatArray = candidates[rng.random(len(candidates)) * most_per_s < rates]
+    return kept
 
 
 def diurnal(
@@ -94,7 +95,8 @@ def replay(times_s: FloatArray, scale: float = 1.0) -> FloatArray:
         raise InvalidInput(Problem(f"trace: request {row + 1}", "goes back in time", found, "sort the trace"))
     if scale <= 0:
         raise InvalidInput(Problem("scale", "must be above 0", f"{scale:g}"))
-    return (times_s - times_s[0]) / scale
+    replayed: FloatArray = (times_s - times_s[0]) / scale
+    return replayed
 
 
 def _check(rate_per_s: float, duration_s: float) -> None:

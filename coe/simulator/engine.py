@@ -66,7 +66,8 @@ class _Tier:
 
 
 class Engine:
-    """One run. `jitter` multiplies service times, one factor per call in the order of calls, taken round and round."""
+    """One run. `jitter` (placements, factors) multiplies service times: the factor of a call is that of its number, taken round
+    and round."""
 
     def __init__(self, network: Network, load: Load, jitter: FloatArray) -> None:
         self._net, self._load, self._jitter = network, load, jitter
@@ -101,9 +102,10 @@ class Engine:
             for tier in range(self._net.tiers):
                 self._send_what_is_due(tier, now)
         columns = list(zip(*self._calls, strict=True)) or [()] * 6
-        whole = [np.array(c, dtype=np.int64) for c in columns[:3]]
-        times = [np.array(c, dtype=np.float64) for c in columns[3:]]
-        return Outcome(self._done_s, self._entered_s, self._batched_s, Calls(*whole, *times))
+        member, placement, items = (np.array(c, dtype=np.int64) for c in columns[:3])
+        asked, start, busy = (np.array(c, dtype=np.float64) for c in columns[3:])
+        calls = Calls(member, placement, items, asked, start, busy)
+        return Outcome(self._done_s, self._entered_s, self._batched_s, calls)
 
     def _due_s(self, tier: int) -> float:
         """When the oldest query of a tier has waited long enough; never while no slot is free."""
@@ -147,7 +149,9 @@ class Engine:
         placement = int(self._net.first_placement[member]) + self._turns[member].next()
         free_at = self._free_at[placement]
         start = max(now, free_at[0])
-        busy = float(self._net.service_s[placement, items] * self._jitter[len(self._calls) % len(self._jitter)])
+        busy = float(
+            self._net.service_s[placement, items] * self._jitter[placement, len(self._calls) % self._jitter.shape[1]]
+        )
         heapq.heapreplace(free_at, start + busy)
         self._calls.append((member, placement, items, now, start, busy))
         return start + busy + float(self._net.hop_s[placement])

@@ -38,7 +38,8 @@ def run(network: Network, load: Load, jitter: FloatArray) -> Outcome:
     times = np.empty((most_calls, 3))
     done_s, _, _, _, count = _simulate(*_arguments(network, load, jitter), entered, batched, log, times, True)
     log, times = log[:count], times[:count]
-    return Outcome(done_s, entered, batched, Calls(*log.T.copy(), *times.T.copy()))
+    calls = Calls(log[:, 0], log[:, 1], log[:, 2], times[:, 0], times[:, 1], times[:, 2])
+    return Outcome(done_s, entered, batched, calls)
 
 
 def run_totals(network: Network, load: Load, jitter: FloatArray) -> Totals:
@@ -66,7 +67,7 @@ def _arguments(network: Network, load: Load, jitter: FloatArray) -> tuple[object
         network.traffic,
         network.hop_s,
         network.service_s,
-        jitter,
+        np.ascontiguousarray(jitter),
     )
 
 
@@ -165,7 +166,7 @@ def _simulate(  # type: ignore[no-untyped-def]
     free_at = np.zeros(offset[placements])
     credit = np.zeros(placements)
     calls, items_done, busy_s = np.zeros(placements, np.int64), np.zeros(placements, np.int64), np.zeros(placements)
-    call_number, jitters = 0, len(jitter)
+    call_number, jitters = 0, jitter.shape[1]
     next_arrival = 0
     while True:
         now = np.inf
@@ -247,7 +248,7 @@ def _simulate(  # type: ignore[no-untyped-def]
                         credit[p] -= total
                     lane = free_at[offset[p] : offset[p + 1]]
                     start = max(asked_s, lane[0])
-                    busy = service_s[p, n] * jitter[call_number % jitters]
+                    busy = service_s[p, n] * jitter[p, call_number % jitters]
                     lane[0] = start + busy
                     _sift_down(lane, 0, len(lane))
                     if keep:

@@ -57,10 +57,15 @@ def load(arrival_s: np.ndarray, tiers: int = 1, reach: float = 0.0, seed: int = 
     return Load(arrival_s, rng.integers(0, items, len(arrival_s)), routing)
 
 
+def alike(net: Network, factors: np.ndarray) -> np.ndarray:
+    """The same factors for every placement."""
+    return np.tile(factors, (len(net.replicas), 1))
+
+
 def waits_s(rate: float, net: Network, jitter: np.ndarray, seed: int = 1) -> np.ndarray:
     """Time from arrival to the start of computing, of a network of one tier and one member, without the first tenth."""
     arrivals = poisson(stream(seed, "arrivals"), rate, QUERIES / rate)
-    found = fast.run(net, load(arrivals), jitter)
+    found = fast.run(net, load(arrivals), alike(net, jitter))
     mine = found.done_s - arrivals
     return mine[len(mine) // 10 :]
 
@@ -107,7 +112,7 @@ def test_bulk_service() -> None:
     r = next(float(x.real) for x in roots if abs(x.imag) < 1e-9 and 0 < x.real < 1 - 1e-9)
     arrivals = poisson(stream(4, "arrivals"), rate, QUERIES / rate)
     net = network([[[(1, 1 / mu)]]], batch_size=b, in_flight=1)
-    found = fast.run(net, load(arrivals), exponential())
+    found = fast.run(net, load(arrivals), alike(net, exponential()))
     waiting = found.batched_s[:, 0] - found.entered_s[:, 0]
     # P(idle) p0, then q_n = q_0 r^n waiting while busy; q_0 = rho p0, normalised
     q0_over_p0 = rho * 1.0
@@ -123,7 +128,7 @@ def test_tandem_with_splitting() -> None:
     net = network([[[(1, 1.0)]], [[(1, 1.5)]]])
     queries = load(arrivals, tiers=2, reach=reach)
     share = float((queries.routing.tier[queries.item] == 1).mean())
-    found = fast.run(net, queries, exponential())
+    found = fast.run(net, queries, alike(net, exponential()))
     second = found.done_s - found.entered_s[:, 1]
     first = found.entered_s[:, 1] - found.entered_s[:, 0]
     assert np.nanmean(first[QUERIES // 10 :]) == pytest.approx(1 / (1 - rate), rel=0.06)
@@ -134,7 +139,7 @@ def test_little() -> None:
     """Mean number in the system is the rate times the mean time there, whatever the network."""
     arrivals = gamma(stream(6, "arrivals"), 5.0, 4000.0, 2.0)
     net = network([[[(3, 0.2)], [(2, 0.1), (1, 0.3)]], [[(2, 0.3)]]], batch_size=4, wait_s=0.05, in_flight=6)
-    found = fast.run(net, load(arrivals, 2, 0.3), np.ones(1))
+    found = fast.run(net, load(arrivals, 2, 0.3), alike(net, np.ones(1)))
     times = np.linspace(100, 3900, 4000)
     there = [(np.searchsorted(arrivals, t) - np.searchsorted(np.sort(found.done_s), t)) for t in times]
     spent = (found.done_s - arrivals).mean()
@@ -160,12 +165,13 @@ def test_both_engines_do_the_same(seed: int, staged: bool) -> None:
         hop_s=0.003,
     )
     queries = load(arrivals, 3, 0.4, seed, members=5)
-    one, other = both(net, queries, stream(seed, "service").lognormal(0, 0.2, 997))
+    jitter = stream(seed, "service").lognormal(0, 0.2, (len(net.replicas), 997))
+    one, other = both(net, queries, jitter)
     for name in ("done_s", "entered_s", "batched_s"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
     for name in vars(one.calls):
         np.testing.assert_array_equal(getattr(one.calls, name), getattr(other.calls, name), err_msg=name)
-    totals = fast.run_totals(net, queries, stream(seed, "service").lognormal(0, 0.2, 997))
+    totals = fast.run_totals(net, queries, jitter)
     np.testing.assert_array_equal(totals.done_s, one.done_s)
     assert totals.calls.sum() == len(one.calls.member)
     assert not np.isnan(one.done_s).any()

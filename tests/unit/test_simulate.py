@@ -1,0 +1,199 @@
+"""Simulated plans: ledgers that report and theory agree with, verification, bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coe import files
+from coe.cascade.evaluate import evaluate
+from coe.cli.main import run as command
+from coe.errors import InvalidInput
+from coe.placement.optimize import plan
+from coe.records import Answer, BatchRun
+from coe.report.summarise import summarise
+from coe.simulator.arrivals import diurnal, gamma, on_off, poisson, replay, stream
+from coe.simulator.observed import observed
+from coe.simulator.run import interval, records_of, simulate
+from coe.simulator.verify import tightened, verdict, verified
+from coe.types import Plan, Workload
+from tests import factories
+
+TABLE = factories.table(n=2000)
+SAMPLE = TABLE.split("certification")
+PROFILES = factories.profiles()
+
+
+def planned(workload: Workload | None = None, **work: Any) -> Plan:
+    return plan(
+        factories.pool(),
+        [factories.cascade()],
+        TABLE,
+        PROFILES,
+        factories.prices(),
+        workload or factories.workload(**work),
+        inputs={},
+        uncertified=True,
+        reasons=False,
+    )
+
+
+PLAN = planned()
+
+
+def arrivals(rate: float = 100.0, duration_s: float = 60.0, seed: int = 0) -> np.ndarray:
+    return poisson(stream(seed, "arrivals"), rate, duration_s)
+
+
+def test_a_simulated_ledger_is_read_by_the_report() -> None:
+    found = simulate(PLAN, PROFILES, SAMPLE, arrivals())
+    records = list(records_of(PLAN, found, 1_000_000.0))
+    report = summarise(PLAN, records)
+    assert report.served.answered == len(found.load.arrival_s)
+    used = next(c for c in report.costs if c.basis == "usage")
+    assert used.usd_per_1k == pytest.approx(found.figures.usd_per_1k_usage, rel=1e-6)
+    assert found.figures.usd_per_1k_usage == pytest.approx(PLAN.cost.usd_per_1k_usage, rel=0.2)
+
+
+def test_tiers_and_answers_are_those_of_evaluation() -> None:
+    found = simulate(PLAN, PROFILES, SAMPLE, arrivals(400.0, 60.0))
+    stats = evaluate(PLAN.cascade, SAMPLE)
+    assert found.figures.accuracy == pytest.approx(stats.accuracy, abs=0.02)
+    assert [t.reach for t in found.figures.tiers] == pytest.approx(stats.reach, abs=0.02)
+    done = [r for r in records_of(PLAN, found) if isinstance(r, Answer)]
+    for record in done[:200]:
+        item = found.load.item[int(record.query_id[1:])]
+        assert (record.tier, record.answer) == (found.load.routing.tier[item], found.load.routing.answer[item])
+
+
+def test_the_parts_of_latency_add_up() -> None:
+    """One member per tier and no batches: filling, waiting, computing and the way add up to the whole."""
+    single = planned(batch_wait_s=0.0)
+    found = simulate(single, PROFILES, SAMPLE, arrivals())
+    one_tier = [t for t in found.figures.tiers if t.tier == 0]
+    assert one_tier[0].reach == 1.0
+    parts = sum(t.reach * (t.batch_wait_s + t.replica_wait_s + t.service_s + t.network_s) for t in found.figures.tiers)
+    assert (
+        parts <= found.figures.latency_mean_s * 1.05
+    )  # members run side by side: the slowest counts, and parts are means
+
+
+def test_the_same_seed_gives_the_same_ledger_and_another_seed_another() -> None:
+    one, again, other = (
+        list(records_of(PLAN, simulate(PLAN, PROFILES, SAMPLE, arrivals(), seed=s))) for s in (1, 1, 2)
+    )
+    assert one == again
+    assert one != other
+
+
+def test_too_much_load_misses_the_promise_and_a_tighter_plan_keeps_it() -> None:
+    swamped = simulate(PLAN, PROFILES, SAMPLE, arrivals(3000.0, 20.0)).figures
+    judged = verdict([swamped], PLAN.workload)
+    assert not judged.kept
+    assert "MISSES" in str(judged)
+    assert swamped.goodput < 0.9
+    work = PLAN.workload
+    lower = tightened(work)
+    assert lower is not None
+    assert lower.target_utilisation < work.target_utilisation
+    assert tightened(work.model_copy(update={"target_utilisation": 0.1})) is None
+
+
+def test_a_plan_is_tightened_until_it_keeps_its_promise() -> None:
+    asked: list[float] = []
+
+    def plan_at(workload: Workload) -> Plan:
+        asked.append(workload.target_utilisation)
+        # the first plans are made for a hundredth of the load, and so cannot carry it
+        part = 0.01 if len(asked) < 3 else 1.0
+        small = planned(workload.model_copy(update={"rate_per_s": workload.rate_per_s * part}))
+        return small.model_copy(update={"workload": workload})
+
+    work = factories.workload(rate_per_s=800.0)
+    found = verified(plan_at, work, PROFILES, SAMPLE)
+    assert len(asked) == 3
+    assert asked == sorted(asked, reverse=True)
+    assert "keeps its latency promise" in str(found.simulated)
+    assert "target utilisation lowered from 60%" in str(found.simulated)
+
+
+def test_simulated_and_observed_side_by_side() -> None:
+    found = simulate(PLAN, PROFILES, SAMPLE, arrivals())
+    records = list(records_of(PLAN, found))
+    seen = observed(
+        PLAN, [r for r in records if isinstance(r, Answer)], [r for r in records if isinstance(r, BatchRun)]
+    )
+    for name, of, value in seen.rows():
+        assert of(found.figures) == pytest.approx(value, rel=1e-6), name
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        mean, half = interval(rng.normal(3.0, 1.0, 5).tolist())
+        held += abs(mean - 3.0) <= half
+    assert 0.91 <= held / 400 <= 0.985
+    assert interval([1.0]) == (1.0, float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("make", "rate"),
+    [
+        (lambda rng: gamma(rng, 50.0, 400.0, 3.0), 50.0),
+        (lambda rng: on_off(rng, 50.0, 4000.0, 1.0, 3.0), 50.0),
+        (lambda rng: diurnal(rng, 50.0, 400.0, 0.9, period_s=100.0), 50.0),
+    ],
+)
+def test_arrivals_have_their_rate(make: Any, rate: float) -> None:
+    times = make(stream(0, "arrivals"))
+    assert np.all(np.diff(times) >= 0)
+    duration = 4000.0 if times[-1] > 500 else 400.0
+    assert len(times) / duration == pytest.approx(rate, rel=0.1)
+
+
+def test_burstiness_is_the_variation_of_gaps() -> None:
+    for cv in (0.5, 1.0, 3.0):
+        gaps = np.diff(gamma(stream(1, "arrivals"), 100.0, 1000.0, cv))
+        assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (lambda: replay(np.array([])), "trace: holds no request"),
+        (lambda: replay(np.array([0.0, 2.0, 1.0])), "request 3: goes back in time, got 1 s after 2 s"),
+        (lambda: replay(np.array([0.0, np.nan])), "no number"),
+        (lambda: replay(np.array([0.0]), 0.0), "scale: must be above 0"),
+        (lambda: poisson(stream(0, "a"), 0.0, 1.0), "rate: must be above 0"),
+        (lambda: gamma(stream(0, "a"), 1.0, 1.0, 0.0), "burstiness: must be above 0"),
+        (lambda: simulate(PLAN, PROFILES, SAMPLE, np.empty(0)), "arrivals: there are none"),
+        (lambda: simulate(PLAN, PROFILES, SAMPLE, arrivals(), warm_up_s=99.0), "warm-up: must end before the last"),
+        (lambda: simulate(PLAN, PROFILES, SAMPLE.only(["large"]), arrivals()), "no predictions of"),
+        (lambda: simulate(PLAN, factories.profiles({"large": 0.1}), SAMPLE, arrivals()), "has no profile on"),
+    ],
+)
+def test_bad_input_is_named(what: Any, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        what()
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files.write(tmp_path / "plan.yaml", PLAN, "")
+    files.write(tmp_path / "profiles.yaml", PROFILES, "")
+    files.write_predictions(tmp_path / "predictions.npz", TABLE)
+    (tmp_path / "trace.csv").write_text("t_s\n" + "".join(f"{i / 50}\n" for i in range(500)))
+    base = ["simulate", str(tmp_path / "plan.yaml"), "--predictions", str(tmp_path / "predictions.npz")]
+    base += ["--profiles", str(tmp_path / "profiles.yaml"), "--duration", "10"]
+    ledgers = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for ledger in ledgers:
+        assert command([*base, "--ledger", str(ledger), "--replications", "2"]) == 0
+    assert ledgers[0].read_bytes() == ledgers[1].read_bytes()
+    assert command([*base, "--compare", str(ledgers[0]), "--trace", str(tmp_path / "trace.csv"), "--scale", "2"]) == 0
+    assert "off by" in capsys.readouterr().out
+    assert command(["report", "--plan", str(tmp_path / "plan.yaml"), "--ledger", str(ledgers[0])]) == 0
+    assert command([*base, "--rate", "5000", "--gate"]) == 4
+    assert command([*base, "--warm-up", "20"]) == 2
