@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks import simulator_speed
 from coe.cascade.evaluate import Routing
 from coe.simulator import fast
 from coe.simulator.arrivals import gamma, poisson, stream
@@ -181,3 +182,11 @@ def test_the_same_seed_gives_the_same_run() -> None:
     again = [poisson(stream(9, "arrivals"), 10.0, 100.0) for _ in range(2)]
     np.testing.assert_array_equal(*again)
     assert not np.array_equal(again[0][:10], poisson(stream(9, "items"), 10.0, 100.0)[:10])
+
+
+def test_simpy_says_the_same() -> None:
+    """The same cascade as SimPy processes: other code, other library, the same times."""
+    net, queries = simulator_speed.network(500.0), simulator_speed.load(500.0, 3_000)
+    theirs = simulator_speed.in_simpy(net, queries)
+    ours = Engine(net, queries, alike(net, np.ones(1))).run().done_s
+    np.testing.assert_allclose(theirs, ours, rtol=1e-9)
