@@ -21,6 +21,7 @@ from coe.types import Cascade, Gears, Plan, Pool, Prices, Profiles, Workload
 
 DEFAULT_OUT = Path("plan.yaml")
 DEFAULT_GEARS = Path("gears.yaml")
+SHOWN_ODD = 3
 
 
 class Dispatch(StrEnum):
@@ -165,8 +166,11 @@ def _read(cascades: list[Path], pool: Path, predictions: Path, profiles: Path, p
     folder = pool.resolve().parent
     check_sources(models, table, folder, str(predictions))
     timings = files.read(profiles, Profiles)
-    for line in irregularities(timings):
+    odd = irregularities(timings)
+    for line in odd[:SHOWN_ODD]:
         say(f"warning: {profiles}: {line}")
+    if len(odd) > SHOWN_ODD:
+        say(f"warning: {profiles}: and {len(odd) - SHOWN_ODD} more such timings, less striking")
     return _Inputs(
         models,
         [files.read(path, Cascade) for path in cascades],

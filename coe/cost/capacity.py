@@ -32,13 +32,18 @@ def service_s(profile: Profile, batch: float, quantile: Quantile = "p50") -> flo
 
 
 def irregularities(profiles: Profiles) -> list[str]:
-    """Larger batches that were timed faster than smaller ones, in words; predictions take the slower figure for both."""
-    return [
-        f"{p.member} on {p.accelerator}: a batch of {after.batch_size} was timed faster ({after.latency_p50_s:.4g} s) than one "
-        f"of {before.batch_size} ({before.latency_p50_s:.4g} s); the slower figure counts for both"
+    """Larger batches that were timed faster than smaller ones, in words, the most striking first; predictions take the slower
+    figure for both."""
+    found = [
+        (after.latency_p50_s / before.latency_p50_s, p, before, after)
         for p in profiles.profiles
         for before, after in zip(p.timings, p.timings[1:], strict=False)
         if after.latency_p50_s < before.latency_p50_s
+    ]
+    return [
+        f"{p.member} on {p.accelerator}: a batch of {after.batch_size} was timed faster ({after.latency_p50_s:.4g} s) than one "
+        f"of {before.batch_size} ({before.latency_p50_s:.4g} s); the slower figure counts for both"
+        for _, p, before, after in sorted(found, key=lambda f: f[0])
     ]
 
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.cost.capacity import expected_batch, replica_throughput_per_s, service_s, tier_latency_s
+from coe.cost.capacity import expected_batch, irregularities, replica_throughput_per_s, service_s, tier_latency_s
 from coe.cost.model import node_lines, total_usd, unit_costs, usd_per_busy_s, usd_per_item
 from coe.errors import InvalidInput, Stale
 from coe.prices.catalog import age_days, check_age, provenance
-from coe.types import BatchTiming, PlannedNodes, Profile, RouterPlacement
+from coe.types import BatchTiming, PlannedNodes, Profile, Profiles, RouterPlacement
 from tests import factories
 
 LINEAR = factories.profile("m", "T4", 0.01)  # batch b takes 0.01 * (2 + b) seconds
@@ -96,3 +96,12 @@ def test_prices_have_an_age_and_a_source() -> None:
     with pytest.raises(Stale, match="cpu-node.*at most 18 days old, got 19 days"):
         check_age(prices, "2026-11-20", 18)
     assert provenance(prices.offers) == "a price list for tests (2026-11-01)"
+
+
+def test_a_larger_batch_that_was_faster_is_told() -> None:
+    odd = factories.profile("small", "T4", 0.01)
+    timings = [t.model_dump() for t in odd.timings]
+    timings[2] |= {"latency_p50_s": 0.001, "latency_p99_s": 0.002}
+    odd = odd.model_copy(update={"timings": tuple(BatchTiming(**t) for t in timings)})
+    (told,) = irregularities(Profiles(profiles=(odd, factories.profile("large", "T4", 0.01))))
+    assert told.startswith("small on T4: a batch of 4 was timed faster (0.001 s) than one of 2 (0.04 s)")
