@@ -19,13 +19,16 @@ from ray.serve.handle import DeploymentHandle
 
 from coe.errors import InvalidInput
 from coe.ledger import Ledger
-from coe.serving.batching import Reply, RouterCore, Unanswered
-from coe.serving.http_api import answer_body, error_body, parsed_items
+from coe.serving.batching import Overloaded, Reply, RouterCore, Unanswered
+from coe.serving.http_api import answer_body, asked_timeout_s, error_body, parsed_items, retry_after
 from coe.serving.meter import Meter
 from coe.types import Placement, Plan
 
 FLUSH_S = 0.5
 """A killed router loses at most what was recorded since the last flush."""
+SERVE_MESSAGE_BYTES = 4 * 2**20
+"""What Serve lets through where nothing else is set."""
+MESSAGE_FILLING = 0.9
 
 log = logging.getLogger("coe.router")
 
@@ -46,6 +49,7 @@ class Router:
             plan.pool.classes,
             wait_s=plan.workload.batch_wait_s,
             latency_s=plan.workload.latency_s,
+            batch_bytes=_batch_bytes(),
             call=self._call,
             clock=time.time,
             record=self._meter.record,
@@ -89,10 +93,14 @@ class Router:
         """Answer one or many items; see `coe.serving.http_api` for the JSON."""
         self._started()
         try:
+            timeout_s = asked_timeout_s(request.headers.get("x-request-timeout-ms"))
             items = parsed_items(await request.body(), self._plan.pool.input_shape, self._fresh_ids)
         except InvalidInput as error:
             return JSONResponse(error_body(error), status_code=422)
-        answers = await self._core.ask(items)
+        try:
+            answers = await self._core.ask(items, timeout_s=timeout_s)
+        except Overloaded as refusal:
+            return JSONResponse({"error": str(refusal)}, status_code=503, headers=retry_after(refusal))
         failed = any(isinstance(answer, Unanswered) for answer in answers)
         body = answer_body(list(items), answers, self._plan.pool.classes)
         return JSONResponse(body, status_code=503 if failed else 200)
@@ -119,6 +127,12 @@ class Router:
             task.cancel()
         await self._core.close()
         self._meter.close()
+
+
+def _batch_bytes() -> float:
+    """What a call may carry: the message limit that Serve was started with, less what wraps the array."""
+    limit = int(os.environ.get("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", SERVE_MESSAGE_BYTES))
+    return MESSAGE_FILLING * limit
 
 
 def _opened(plan: Plan, ledger_dir: str | None) -> Ledger | None:
