@@ -22,6 +22,7 @@ from coe.ledger import Ledger
 from coe.serving.batching import Overloaded, Reply, RouterCore, Unanswered
 from coe.serving.http_api import answer_body, asked_timeout_s, error_body, parsed_items, retry_after
 from coe.serving.meter import Meter
+from coe.serving.readiness import Readiness
 from coe.types import Placement, Plan
 
 FLUSH_S = 0.5
@@ -43,6 +44,8 @@ class Router:
         self._fresh_ids = (f"{uuid.uuid4().hex[:8]}-{n}" for n in itertools.count())
         self._meter = Meter(plan, _opened(plan, ledger_dir), time.time)
         self._failures: dict[str, int] = {}
+        pairs = [(p.member, p.deployment) for p in plan.placements]
+        self._readiness = Readiness(plan.cascade, pairs, time.monotonic)
         self._core = RouterCore(
             plan.cascade,
             plan.placements,
@@ -62,6 +65,7 @@ class Router:
         api = FastAPI(title="coe", description="A cascade of ensembles behind one endpoint.", docs_url=None)
         api.add_api_route("/predict", self.predict, methods=["POST"])
         api.add_api_route("/healthz", self.healthz, methods=["GET"])
+        api.add_api_route("/readyz", self.readyz, methods=["GET"])
         api.add_api_route("/plan", self.plan, methods=["GET"])
         return api
 
@@ -76,10 +80,12 @@ class Router:
     async def _call(self, placement: Placement, batch: np.ndarray) -> Reply:
         reply: Reply = await self._handles[placement.deployment].predict.remote(batch)
         self._meter.saw_node(placement.deployment, reply.node)
+        self._readiness.answered(placement.deployment)
         return reply
 
     def _note_failure(self, deployment: str, error: Exception) -> None:
         """Count a failed call; log the first of each deployment in full, then every hundredth."""
+        self._readiness.failed(deployment)
         count = self._failures[deployment] = self._failures.get(deployment, 0) + 1
         if count == 1 or count % 100 == 0:
             log.warning("call %d of %s failed: %s", count, deployment, error)
@@ -110,6 +116,12 @@ class Router:
         self._started()
         broken = [task for task in self._background if task.done()]
         return JSONResponse({"status": "broken" if broken else "ok"}, status_code=500 if broken else 200)
+
+    async def readyz(self) -> Response:
+        """200 while every tier can form its quorum, else 503 and what is missing."""
+        missing = self._readiness.missing()
+        body = {"status": "not ready" if missing else "ready", "missing": missing}
+        return JSONResponse(body, status_code=503 if missing else 200)
 
     async def plan(self) -> Response:
         """The plan that is being served."""
