@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from coe.errors import InvalidInput
 from coe.ledger import Ledger
 from coe.serving.batching import Overloaded, Reply, RouterCore, Unanswered
+from coe.serving.headers import answer_headers, request_id
 from coe.serving.http_api import answer_body, asked_timeout_s, error_body, parsed_items, retry_after
 from coe.serving.meter import Meter
 from coe.serving.readiness import Readiness
@@ -109,7 +110,8 @@ class Router:
             return JSONResponse({"error": str(refusal)}, status_code=503, headers=retry_after(refusal))
         failed = any(isinstance(answer, Unanswered) for answer in answers)
         body = answer_body(list(items), answers, self._plan.pool.classes)
-        return JSONResponse(body, status_code=503 if failed else 200)
+        name = request_id(request.headers.get("x-request-id"), uuid.uuid4().hex)
+        return JSONResponse(body, status_code=503 if failed else 200, headers=answer_headers(name, answers))
 
     async def healthz(self) -> Response:
         """200 once the router runs and its queues move. Serve starts it after every member is ready."""
