@@ -85,6 +85,12 @@ class Decision:
     degraded: BoolArray
     settled: BoolArray
 
+    def rows(self, which: BoolArray) -> Decision:
+        """The decision on some items of the batch."""
+        return Decision(
+            self.answer[which], self.accepted[which], self.score[which], self.degraded[which], self.settled[which]
+        )
+
 
 _BLOCK = 4096
 _ROUNDING = 1e-3

@@ -5,6 +5,10 @@ all of it runs in tests without Ray. Every tier has a queue. Queries of many req
 wait; each member of the tier is called once with the whole batch; `decide` settles the batch; what it defers joins
 the next tier's queue, where the escalated queries of many batches meet.
 
+A query is decided early: it leaves as soon as no outstanding vote can change what becomes of it. A call that has not
+started by then is not made, or made for the other queries of its batch alone; the ledger holds what was saved as
+cancelled, with no busy time. A call under way ends in its own time and is billed.
+
 A member that fails, answers garbage or is late is a missing vote. Its call is billed all the same, when its end is known. A query
 that no member of the last tier answered falls back on the best answer of the tiers before, marked as degraded; only
 where there is none does it fail.
@@ -13,6 +17,7 @@ where there is none does it fail.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +30,7 @@ from coe.cascade.decide import decide
 from coe.cascade.evaluate import lacking
 from coe.records import Answer, BatchRun, Record
 from coe.table import Decision, Outputs
-from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, IntArray, Placement, Probabilities
+from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, FloatArray, IntArray, Placement, Probabilities
 
 LATE_FACTOR = 2.0
 """A member is late after this many times the latency promise."""
@@ -53,6 +58,14 @@ class Unanswered(Exception):
     """No member of any tier answered a query."""
 
 
+class Overloaded(Exception):
+    """The queues hold as much as can be answered within the promise; worth another try after `retry_after_s`."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(f"the queues are full; try again in {retry_after_s:.1f} s")
+        self.retry_after_s = retry_after_s
+
+
 @dataclass
 class Query:
     """A query on its way through the tiers."""
@@ -62,6 +75,8 @@ class Query:
     arrival_s: float
     queued_s: float
     result: asyncio.Future[Answer]
+    deadline_s: float = math.inf
+    """After this moment nobody waits for the answer."""
     fallback: Answer | None = field(default=None)
     heard: dict[str, Probabilities | None] = field(default_factory=dict)
     """Member -> its probabilities (classes,), or None where it failed; kept only where a later tier carries."""
@@ -82,6 +97,46 @@ class Turns:
         return self._placements[chosen]
 
 
+class Slots:
+    """How many calls of one placement may be under way; the others wait here, where they can still be taken back."""
+
+    def __init__(self, count: int) -> None:
+        self._free = asyncio.Semaphore(count)
+
+    async def take(self, hold_s: float) -> Callable[[], None]:
+        """Wait for a slot; what is returned gives it back, once. A call that hangs loses its slot after `hold_s`."""
+        await self._free.acquire()
+        is_held = True
+
+        def give_back() -> None:
+            nonlocal is_held
+            if is_held:
+                is_held = False
+                timer.cancel()
+                self._free.release()
+
+        timer = asyncio.get_running_loop().call_later(hold_s, give_back)
+        return give_back
+
+
+@dataclass
+class Hearing:
+    """A batch before a tier: what its voters have said, and which queries are still open.
+
+    open: (items,).   asked, failed: (items, own members); failed marks votes that were asked for and will not come.
+    """
+
+    batch: list[Query]
+    items: Batch
+    answers: IntArray
+    probs: Probabilities
+    asked: BoolArray
+    failed: BoolArray
+    open: BoolArray
+    due_s: FloatArray
+    """(items,): when this tier stops waiting for votes."""
+
+
 class TierQueue:
     """One tier: its waiting queries, its batches under way, and what becomes of them."""
 
@@ -90,13 +145,18 @@ class TierQueue:
     ) -> None:
         self.number = number
         self.tier = tier = cascade.tiers[number]
+        self._tiers_left = len(cascade.tiers) - number
         self._cascade = cascade
         self._voters = cascade.voters(number)
         self._is_carried = any(later.carry for later in cascade.tiers[number + 1 :])
         self.waiting: deque[Query] = deque()
         self._core = core
         self._turns = {m: Turns(placements[m]) for m in tier.members}
+        self._slots = {
+            p.deployment: Slots(IN_FLIGHT_PER_REPLICA * p.replicas) for m in tier.members for p in placements[m]
+        }
         self.batch_size = min(p.batch_size for m in tier.members for p in placements[m])
+        self.capacity_per_s = min(_capacity_per_s(placements[m]) for m in tier.members)
         replicas = min(sum(p.replicas for p in placements[m]) for m in tier.members)
         self._free = asyncio.Semaphore(IN_FLIGHT_PER_REPLICA * replicas)
         self._arrived = asyncio.Event()
@@ -111,9 +171,25 @@ class TierQueue:
         while True:
             await self._batch_is_due()
             await self._free.acquire()
-            size = min(self.batch_size, len(self.waiting))
-            batch = [self.waiting.popleft() for _ in range(size)]
-            self._core.start(self._serve(batch))
+            batch = self._next_batch()
+            if batch:
+                self._core.start(self._serve(batch))
+            else:
+                self._free.release()
+
+    def _next_batch(self) -> list[Query]:
+        """The oldest queries, as many as one call may carry; what nobody waits for any more ends here."""
+        now, batch, size_bytes = self._core.clock(), list[Query](), 0
+        while self.waiting and len(batch) < self.batch_size:
+            query = self.waiting[0]
+            if query.deadline_s <= now:
+                self._core.expire(self.waiting.popleft())
+                continue
+            size_bytes += query.item.nbytes
+            if batch and size_bytes > self._core.batch_bytes:
+                break
+            batch.append(self.waiting.popleft())
+        return batch
 
     async def _batch_is_due(self) -> None:
         """Return when the queue holds a full batch, or its oldest query has waited long enough."""
@@ -130,46 +206,92 @@ class TierQueue:
                 return
 
     async def _serve(self, batch: list[Query]) -> None:
-        """Ask the members, decide, answer what is accepted and pass on the rest."""
+        """Ask the members, and answer or pass on each query as soon as its outcome is known."""
         try:
             try:
-                outputs, asked = await self._hear(batch)
+                await self._hear(self._hearing(batch))
             finally:
                 self._free.release()
-            decision = replace(decide(self.tier, outputs), degraded=lacking(outputs, asked))
-            self._core.settle(self.number, batch, decision)
         except Exception as error:  # a mistake of ours must not leave clients waiting
             for query in batch:
                 if not query.result.done():
                     query.result.set_exception(error)
 
-    async def _hear(self, batch: Sequence[Query]) -> tuple[Outputs, BoolArray]:
-        """Outputs of the tier's voters on a batch, and which members were asked about each item (items, own members).
+    def _hearing(self, batch: list[Query]) -> Hearing:
+        """Nobody asked yet; the votes that earlier tiers heard are there."""
+        now = self._core.clock()
+        shape = (len(batch), len(self.tier.members))
+        left_s = np.array([query.deadline_s - now for query in batch])
+        return Hearing(
+            batch,
+            np.stack([query.item for query in batch]),
+            *self._carried(batch),
+            asked=np.zeros(shape, dtype=np.bool_),
+            failed=np.zeros(shape, dtype=np.bool_),
+            open=np.ones(len(batch), dtype=np.bool_),
+            due_s=now + np.minimum(left_s / self._tiers_left, self._core.late_after_s),
+        )
+
+    async def _hear(self, heard: Hearing) -> None:
+        """Ask about a batch until every query of it has left the tier.
 
         A staged tier asks one member after the other, and only about items whose outcome is still open.
         """
         own = self.tier.members
-        items = np.stack([query.item for query in batch])
-        asked = np.zeros((len(batch), len(own)), dtype=np.bool_)
-        said = self._carried(batch)
-        staged = self.tier.dispatch == "staged"
-        for group in [[m] for m in own] if staged else [list(own)]:
-            first = own.index(group[0])
-            still = np.flatnonzero(~decide(self.tier, self._outputs(*said)).settled) if first else np.arange(len(batch))
-            if not len(still):
-                break
-            asked[still[:, None], np.arange(first, first + len(group))[None, :]] = True
-            replies = await self._ask_members(group, items[still])
-            for position, reply in enumerate(replies, start=first):
-                if reply is not None:
-                    said[0][still, position] = reply.argmax(axis=1)
-                    said[1][still, position] = reply
+        for group in [[m] for m in own] if self.tier.dispatch == "staged" else [list(own)]:
+            if heard.asked.any() and self.tier.dispatch == "staged":
+                self._settle(heard, is_over=False)
+            rows = np.flatnonzero(heard.open)
+            if not len(rows):
+                return
+            pending = {self._core.start(self._ask(member, heard, rows)) for member in group}
+            while pending and heard.open.any():
+                timeout = float(heard.due_s[heard.open].min()) - self._core.clock()
+                _, pending = await asyncio.wait(pending, timeout=max(timeout, 0.0), return_when=asyncio.FIRST_COMPLETED)
+                overdue = heard.open & (heard.due_s <= self._core.clock())
+                if overdue.any():
+                    heard.failed[overdue] |= heard.asked[overdue] & self._unheard(heard)[overdue]
+                    self._settle(heard, is_over=True, among=overdue)
+                if pending:
+                    self._settle(heard, is_over=False)
+        self._settle(heard, is_over=True)
+
+    def _unheard(self, heard: Hearing) -> BoolArray:
+        """(items, own members): no vote so far."""
+        missing: BoolArray = heard.answers[:, : len(self.tier.members)] == MISSING_VOTE
+        return missing
+
+    def _settle(self, heard: Hearing, *, is_over: bool, among: BoolArray | None = None) -> None:
+        """Let open queries (of `among`) leave: all of them where asking is over, else those that are settled.
+
+        Where a later tier carries, a query that escalates waits for every vote, since all of them go with it.
+        """
+        rows = np.flatnonzero(heard.open if among is None else heard.open & among)
+        if not len(rows):
+            return
+        outputs = self._outputs(heard.answers[rows], heard.probs[rows])
+        decision = decide(self.tier, outputs)
+        leaves = np.ones(len(rows), dtype=np.bool_) if is_over else decision.settled
+        if not is_over and self._is_carried:
+            is_staged = self.tier.dispatch == "staged"
+            leaves = leaves & (decision.accepted | np.bool_(is_staged))
+        if not leaves.any():
+            return
+        degraded = lacking(outputs, heard.failed[rows])
+        decision = replace(decision, degraded=degraded).rows(leaves)
+        rows = rows[leaves]
+        heard.open[rows] = False
         if self._is_carried:
-            for row, query in enumerate(batch):
-                for column in np.flatnonzero(asked[row]):
-                    answered = said[0][row, column] != MISSING_VOTE
-                    query.heard[own[column]] = said[1][row, column] if answered else None
-        return self._outputs(*said), asked
+            self._keep_heard(heard, rows)
+        self._core.settle(self.number, [heard.batch[row] for row in rows], decision)
+
+    def _keep_heard(self, heard: Hearing, rows: IntArray) -> None:
+        """What the tiers to come may carry."""
+        for row in rows:
+            for column in np.flatnonzero(heard.asked[row]):
+                answered = heard.answers[row, column] != MISSING_VOTE
+                member = self.tier.members[column]
+                heard.batch[row].heard[member] = heard.probs[row, column] if answered else None
 
     def _carried(self, batch: Sequence[Query]) -> tuple[IntArray, Probabilities]:
         """Answers and probabilities of all voters, filled with what earlier tiers heard; never asked is abstained."""
@@ -189,36 +311,80 @@ class TierQueue:
         outputs = Outputs(answers, probs, texts=self._core.class_names)
         return prepared(outputs, self._voters, self._cascade.top_k, self._cascade.temperatures)
 
-    async def _ask_members(self, members: Sequence[str], items: Batch) -> list[Probabilities | None]:
-        """What each of `members` says about `items`; None for one that failed or was late."""
-        calls = [self._core.start(self._ask(member, items)) for member in members]
-        await asyncio.wait(calls, timeout=self._core.late_after_s)
-        return [call.result() if call.done() else None for call in calls]
+    async def _ask(self, member: str, heard: Hearing, rows: IntArray) -> None:
+        """Ask one member about rows of a batch, and note what it says.
 
-    async def _ask(self, member: str, items: Batch) -> Probabilities | None:
-        """One member's probabilities, or None; the call is billed whatever becomes of it, also after it is late."""
-        placement = self._turns[member].next()
+        A call that fails is made once more, on another placement where there is one, if there is time for as much again.
+        """
+        column = self.tier.members.index(member)
+        heard.asked[rows, column] = True
+        retries = 1
+        while True:
+            placement, began_s = self._turns[member].next(), self._core.clock()
+            rows, probs = await self._asked_once(placement, heard, rows)
+            rows_left = rows[heard.open[rows]]
+            if probs is not None:
+                heard.answers[rows_left, column] = probs[heard.open[rows]].argmax(axis=1)
+                heard.probs[rows_left, column] = probs[heard.open[rows]]
+                return
+            now = self._core.clock()
+            is_time = len(rows_left) > 0 and float(heard.due_s[rows_left].max()) - now > now - began_s
+            if not retries or not is_time:
+                heard.failed[rows_left, column] = True
+                return
+            retries, rows = retries - 1, rows_left
+
+    async def _asked_once(
+        self, placement: Placement, heard: Hearing, rows: IntArray
+    ) -> tuple[IntArray, Probabilities | None]:
+        """Rows that the call was made for (those still open when it could start), and their probabilities or None."""
+        still = rows[:0]
+        try:
+            give_back = await self._slots[placement.deployment].take(self._core.late_after_s)
+            still = rows[heard.open[rows]]
+        finally:
+            if saved := len(rows) - len(still):
+                self._record(placement, saved, self._core.clock(), 0.0, "cancelled")
+        try:
+            if not len(still):
+                return still, None
+            return still, await self._called(placement, heard.items[still], float(heard.due_s[still].max()))
+        finally:
+            give_back()
+
+    async def _called(self, placement: Placement, items: Batch, due_s: float) -> Probabilities | None:
+        """A member's probabilities, or None; the call is billed whatever becomes of it, also after it is late."""
         start = self._core.clock()
         status, busy_s, probs = "failed", None, None
         try:
             reply = await self._core.call(placement, items)
             busy_s = reply.busy_s
             if _is_sound(reply.probs, len(items), self._core.classes):
-                late = self._core.clock() - start > self._core.late_after_s
-                status, probs = ("late", None) if late else ("ok", reply.probs)
+                status, probs = ("late", None) if self._core.clock() > due_s else ("ok", reply.probs)
         except asyncio.CancelledError:
             status = "cancelled"
             raise
         except Exception as error:  # whatever a replica raises is a missing vote, and is counted
             self._core.note_failure(placement.deployment, error)
         finally:
-            end = self._core.clock()
             # a replica that died cannot say how long it was busy: all the time counts
-            busy = busy_s if busy_s is not None else end - start
-            self._core.record(
-                BatchRun(self.number, member, placement.node_type, placement.share, len(items), start, busy, status)
-            )
+            busy = busy_s if busy_s is not None else self._core.clock() - start
+            self._record(placement, len(items), start, busy, status)
         return probs
+
+    def _record(self, placement: Placement, items: int, start_s: float, busy_s: float, status: str) -> None:
+        """Write one call to the ledger."""
+        self._core.record(
+            BatchRun(
+                self.number, placement.member, placement.node_type, placement.share, items, start_s, busy_s, status
+            )
+        )
+
+
+def _capacity_per_s(placements: Sequence[Placement]) -> float:
+    """Queries per second that a member's placements answer when all are busy."""
+    busy = [(p.replicas, p.expected_busy_s) for p in placements]
+    return sum(replicas / busy_s if busy_s > 0 else math.inf for replicas, busy_s in busy)
 
 
 def _is_sound(probs: Probabilities, items: int, classes: int) -> bool:
@@ -237,6 +403,7 @@ class RouterCore:
         *,
         wait_s: float,
         latency_s: float,
+        batch_bytes: float = math.inf,
         call: Call,
         clock: Callable[[], float],
         record: Callable[[Record], None],
@@ -245,7 +412,9 @@ class RouterCore:
         self.class_names = tuple(class_names)
         self.classes = len(class_names)
         self.wait_s = wait_s
+        self.latency_s = latency_s
         self.late_after_s = LATE_FACTOR * latency_s
+        self.batch_bytes = batch_bytes
         self.call = call
         self.clock = clock
         self.record = record
@@ -256,17 +425,34 @@ class RouterCore:
         self.tiers = [TierQueue(i, cascade, by_member, self) for i in range(len(cascade.tiers))]
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def ask(self, queries: Mapping[str, Batch]) -> list[Answer | Unanswered]:
-        """The answer to every item (id -> array), in order; `Unanswered` stands for one that nobody answered."""
+    async def ask(self, queries: Mapping[str, Batch], *, timeout_s: float = math.inf) -> list[Answer | Unanswered]:
+        """The answer to every item (id -> array), in order; `Unanswered` stands for one that nobody answered.
+
+        After `timeout_s` a query takes the best answer it has. Raises `Overloaded`, before any work is done, where the
+        queues hold more than the members answer within the latency promise.
+        """
+        self._refuse_overload(len(queries))
         now = self.clock()
         loop = asyncio.get_running_loop()
-        waiting = [Query(i, item, now, now, loop.create_future()) for i, item in queries.items()]
+        due_s = now + timeout_s
+        waiting = [Query(i, item, now, now, loop.create_future(), due_s) for i, item in queries.items()]
         self.tiers[0].put(waiting)
         results = await asyncio.gather(*(q.result for q in waiting), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, Unanswered):
                 raise result
         return [r for r in results if isinstance(r, Answer | Unanswered)]
+
+    def _refuse_overload(self, arriving: int) -> None:
+        for tier in self.tiers:
+            new = arriving if tier.number == 0 else 0
+            bound = max(tier.capacity_per_s * self.latency_s, 2 * tier.batch_size)
+            if tier.waiting and len(tier.waiting) + new > bound:
+                raise Overloaded((len(tier.waiting) + new - bound) / tier.capacity_per_s)
+
+    def expire(self, query: Query) -> None:
+        """End a query whose time is up while it waits."""
+        self._finish(query, query.fallback)
 
     async def run(self) -> None:
         """Keep every tier's queue moving until cancelled."""

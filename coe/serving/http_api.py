@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from coe.errors import InvalidInput, Problem
 from coe.records import Answer
-from coe.serving.batching import Unanswered
+from coe.serving.batching import Overloaded, Unanswered
 
 MAX_ITEMS = 1000
 MAX_BODY_BYTES = 64 * 2**20
@@ -66,6 +67,24 @@ def _parsed_item(where: str, item: Any, shape: tuple[int, ...]) -> tuple[str | N
     if not np.isfinite(array).all():
         raise _refused(f"{where}.input", "must not hold NaN, infinities or null")
     return name, array
+
+
+def asked_timeout_s(header: str | None) -> float:
+    """Seconds that `X-Request-Timeout-Ms` allows; infinity without the header. `InvalidInput` for anything else."""
+    if header is None:
+        return math.inf
+    try:
+        timeout_s = float(header) / 1e3
+    except ValueError:
+        timeout_s = math.nan
+    if not 0 < timeout_s < math.inf:
+        raise _refused("X-Request-Timeout-Ms", "must be a positive number of milliseconds", repr(header)[:60])
+    return timeout_s
+
+
+def retry_after(refusal: Overloaded) -> dict[str, str]:
+    """The header of a 503: whole seconds, as HTTP has them, at least one."""
+    return {"Retry-After": str(max(1, math.ceil(refusal.retry_after_s)))}
 
 
 def _refused(field: str, rule: str, found: str = "") -> InvalidInput:

@@ -19,13 +19,18 @@ from ray.serve.handle import DeploymentHandle
 
 from coe.errors import InvalidInput
 from coe.ledger import Ledger
-from coe.serving.batching import Reply, RouterCore, Unanswered
-from coe.serving.http_api import answer_body, error_body, parsed_items
+from coe.serving.batching import Overloaded, Reply, RouterCore, Unanswered
+from coe.serving.headers import answer_headers, request_id
+from coe.serving.http_api import answer_body, asked_timeout_s, error_body, parsed_items, retry_after
 from coe.serving.meter import Meter
+from coe.serving.readiness import Readiness
 from coe.types import Placement, Plan
 
 FLUSH_S = 0.5
 """A killed router loses at most what was recorded since the last flush."""
+SERVE_MESSAGE_BYTES = 4 * 2**20
+"""What Serve lets through where nothing else is set."""
+MESSAGE_FILLING = 0.9
 
 log = logging.getLogger("coe.router")
 
@@ -40,12 +45,15 @@ class Router:
         self._fresh_ids = (f"{uuid.uuid4().hex[:8]}-{n}" for n in itertools.count())
         self._meter = Meter(plan, _opened(plan, ledger_dir), time.time)
         self._failures: dict[str, int] = {}
+        pairs = [(p.member, p.deployment) for p in plan.placements]
+        self._readiness = Readiness(plan.cascade, pairs, time.monotonic)
         self._core = RouterCore(
             plan.cascade,
             plan.placements,
             plan.pool.classes,
             wait_s=plan.workload.batch_wait_s,
             latency_s=plan.workload.latency_s,
+            batch_bytes=_batch_bytes(),
             call=self._call,
             clock=time.time,
             record=self._meter.record,
@@ -58,6 +66,7 @@ class Router:
         api = FastAPI(title="coe", description="A cascade of ensembles behind one endpoint.", docs_url=None)
         api.add_api_route("/predict", self.predict, methods=["POST"])
         api.add_api_route("/healthz", self.healthz, methods=["GET"])
+        api.add_api_route("/readyz", self.readyz, methods=["GET"])
         api.add_api_route("/plan", self.plan, methods=["GET"])
         return api
 
@@ -72,10 +81,12 @@ class Router:
     async def _call(self, placement: Placement, batch: np.ndarray) -> Reply:
         reply: Reply = await self._handles[placement.deployment].predict.remote(batch)
         self._meter.saw_node(placement.deployment, reply.node)
+        self._readiness.answered(placement.deployment)
         return reply
 
     def _note_failure(self, deployment: str, error: Exception) -> None:
         """Count a failed call; log the first of each deployment in full, then every hundredth."""
+        self._readiness.failed(deployment)
         count = self._failures[deployment] = self._failures.get(deployment, 0) + 1
         if count == 1 or count % 100 == 0:
             log.warning("call %d of %s failed: %s", count, deployment, error)
@@ -89,19 +100,30 @@ class Router:
         """Answer one or many items; see `coe.serving.http_api` for the JSON."""
         self._started()
         try:
+            timeout_s = asked_timeout_s(request.headers.get("x-request-timeout-ms"))
             items = parsed_items(await request.body(), self._plan.pool.input_shape, self._fresh_ids)
         except InvalidInput as error:
             return JSONResponse(error_body(error), status_code=422)
-        answers = await self._core.ask(items)
+        try:
+            answers = await self._core.ask(items, timeout_s=timeout_s)
+        except Overloaded as refusal:
+            return JSONResponse({"error": str(refusal)}, status_code=503, headers=retry_after(refusal))
         failed = any(isinstance(answer, Unanswered) for answer in answers)
         body = answer_body(list(items), answers, self._plan.pool.classes)
-        return JSONResponse(body, status_code=503 if failed else 200)
+        name = request_id(request.headers.get("x-request-id"), uuid.uuid4().hex)
+        return JSONResponse(body, status_code=503 if failed else 200, headers=answer_headers(name, answers))
 
     async def healthz(self) -> Response:
         """200 once the router runs and its queues move. Serve starts it after every member is ready."""
         self._started()
         broken = [task for task in self._background if task.done()]
         return JSONResponse({"status": "broken" if broken else "ok"}, status_code=500 if broken else 200)
+
+    async def readyz(self) -> Response:
+        """200 while every tier can form its quorum, else 503 and what is missing."""
+        missing = self._readiness.missing()
+        body = {"status": "not ready" if missing else "ready", "missing": missing}
+        return JSONResponse(body, status_code=503 if missing else 200)
 
     async def plan(self) -> Response:
         """The plan that is being served."""
@@ -119,6 +141,12 @@ class Router:
             task.cancel()
         await self._core.close()
         self._meter.close()
+
+
+def _batch_bytes() -> float:
+    """What a call may carry: the message limit that Serve was started with, less what wraps the array."""
+    limit = int(os.environ.get("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", SERVE_MESSAGE_BYTES))
+    return MESSAGE_FILLING * limit
 
 
 def _opened(plan: Plan, ledger_dir: str | None) -> Ledger | None:

@@ -8,10 +8,12 @@ from collections.abc import Awaitable, Callable
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from coe.cascade.evaluate import route
 from coe.records import Answer, BatchRun, Record
-from coe.serving.batching import Reply, RouterCore, Turns, Unanswered
+from coe.serving.batching import Overloaded, Reply, RouterCore, Turns, Unanswered
 from coe.table import PredictionTable
 from coe.types import Cascade, Placement, Tier
 from tests import factories
@@ -67,6 +69,15 @@ class Service:
         assert self.table.probs is not None
         rows = batch[:, 0].astype(int)
         return Reply(self.table.probs[rows, self.table.members.index(where.member)], 0.001, "node-1")
+
+    def slow(self, seconds: float) -> Member:
+        """A member that is right, and takes its time."""
+
+        async def answer(where: Placement, batch: np.ndarray) -> Reply:
+            await asyncio.sleep(seconds)
+            return self.honest(where, batch)
+
+        return answer
 
     def ask(self, *requests: dict[str, int]) -> list[Answer | Unanswered]:
         """Send requests (id -> row) side by side; all answers in order."""
@@ -128,8 +139,8 @@ def test_the_service_answers_what_the_evaluation_predicts(cascade: Cascade) -> N
     service = Service(cascade, TABLE)
     answers = service.ask(*everything())
     routing = route(cascade, TABLE)
-    called = {m: sum(n for asked, n in service.batches if asked == m) for m in cascade.members}
-    assert called == dict(zip(cascade.members, routing.asked.sum(axis=0).tolist(), strict=True))
+    accounted = {m: sum(r.items for r in service.runs if r.member == m) for m in cascade.members}
+    assert accounted == dict(zip(cascade.members, routing.asked.sum(axis=0).tolist(), strict=True))
     assert [(a.answer, a.tier) for a in answers if isinstance(a, Answer)] == list(
         zip(routing.answer.tolist(), routing.tier.tolist(), strict=True)
     )
@@ -141,7 +152,7 @@ def test_queries_of_many_requests_share_batches_and_every_member_is_asked_once_p
     service.ask(*everything())
     for member in CASCADE.tiers[0].members:
         sizes = [n for m, n in service.batches if m == member]
-        assert sum(sizes) == len(TABLE)
+        assert sum(sizes) <= len(TABLE)
         assert max(sizes) == 8
         assert len(sizes) <= len(TABLE) / 4
     escalated = [n for m, n in service.batches if m == "large"]
@@ -151,7 +162,8 @@ def test_queries_of_many_requests_share_batches_and_every_member_is_asked_once_p
 def test_every_call_and_every_answer_is_in_the_ledger() -> None:
     service = Service(CASCADE, TABLE)
     service.ask(*everything())
-    assert sorted((r.member, r.items) for r in service.runs) == sorted(service.batches)
+    made = [r for r in service.runs if r.status != "cancelled"]
+    assert sorted((r.member, r.items) for r in made) == sorted(service.batches)
     answers = [r.query_id for r in service.records if isinstance(r, Answer)]
     assert sorted(answers) == sorted(f"q{row}" for row in range(len(TABLE)))
 
@@ -217,7 +229,7 @@ def test_a_quorum_that_holds_anyway_is_accepted_with_a_vote_missing() -> None:
     agree = TABLE.outputs(("middle", "small")).answers[:, 0] == TABLE.outputs(("middle", "small")).answers[:, 1]
     table = TABLE.rows(agree)
     service = Service(cascade, table)
-    service.faults["other"] = _fails
+    service.faults = {"other": _fails, "middle": service.slow(0.02), "small": service.slow(0.02)}
     answers = service.ask(*everything(table))
     assert all(isinstance(a, Answer) and a.tier == 0 and a.degraded for a in answers)
 
@@ -272,3 +284,144 @@ def test_traffic_is_divided_as_planned() -> None:
     order = [turns.next().node_type for _ in range(100)]
     assert order.count("t4-node") == 70
     assert order[:10].count("a100-node") == 3
+
+
+# --- Decided early, deadlines, bounds --------------------------------------------------------------------------------
+
+
+def agreed(rows: int) -> PredictionTable:
+    """Rows on which the members middle and small agree."""
+    answers = TABLE.outputs(("middle", "small")).answers
+    return TABLE.rows((answers[:, 0] == answers[:, 1]) & (np.arange(len(TABLE)) < rows))
+
+
+def test_a_query_leaves_as_soon_as_outstanding_votes_cannot_change_it() -> None:
+    table = agreed(20)
+    service = Service(factories.cascade(rule="vote", quorum=2), table, latency_s=2.0)
+    service.faults["other"] = service.slow(0.5)
+    start = time.monotonic()
+
+    async def run() -> list[Answer | Unanswered]:
+        queues = asyncio.ensure_future(service.core.run())
+        answers = await service.core.ask({str(row): np.array([row], dtype=np.float32) for row in range(4)})
+        took_s.append(time.monotonic() - start)
+        await asyncio.sleep(0.6)
+        queues.cancel()
+        return answers
+
+    took_s: list[float] = []
+    answers = asyncio.run(run())
+    assert took_s[0] < 0.4
+    assert all(isinstance(a, Answer) and a.tier == 0 and not a.degraded for a in answers)
+    assert {r.member: r.status for r in service.runs} == {"middle": "ok", "small": "ok", "other": "ok"}
+
+
+def test_a_call_that_could_not_start_in_time_is_saved_and_the_ledger_says_so() -> None:
+    """Two calls of the slow member are under way; the others are decided before one of those ends."""
+    table = agreed(120)
+    service = Service(factories.cascade(rule="vote", quorum=2), table, batch_size=4, latency_s=2.0)
+    service.faults["other"] = service.slow(0.2)
+
+    async def run() -> None:
+        queues = asyncio.ensure_future(service.core.run())
+        items = {str(row): np.array([row], dtype=np.float32) for row in range(len(table))}
+        await service.core.ask(items)
+        await asyncio.sleep(0.5)
+        queues.cancel()
+
+    asyncio.run(run())
+    of_other = [r for r in service.runs if r.member == "other"]
+    saved = sum(r.items for r in of_other if r.status == "cancelled")
+    made = sum(n for m, n in service.batches if m == "other")
+    assert saved > 0
+    assert saved + made == len(table)
+    assert all(r.busy_s == 0 for r in of_other if r.status == "cancelled")
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    quorum=st.integers(2, 3),
+    batch_size=st.integers(1, 9),
+    delays_ms=st.tuples(*[st.integers(0, 6)] * 4),
+    dispatch=st.sampled_from(["parallel", "staged"]),
+)
+def test_whatever_the_members_speeds_answers_are_those_of_the_evaluation_and_every_call_is_accounted_for_once(
+    quorum: int, batch_size: int, delays_ms: tuple[int, ...], dispatch: str
+) -> None:
+    table = TABLE.rows(np.arange(len(TABLE)) < 30)
+    base = factories.cascade(rule="vote", quorum=quorum)
+    first = base.tiers[0].model_copy(update={"dispatch": dispatch})
+    cascade = base.model_copy(update={"tiers": (first, *base.tiers[1:])})
+    service = Service(cascade, table, batch_size=batch_size, latency_s=5.0)
+    service.faults = {m: service.slow(d / 1e3) for m, d in zip(cascade.members, delays_ms, strict=True)}
+    answers = service.ask({f"q{row}": row for row in range(len(table))})
+    routing = route(cascade, table)
+    assert [(a.answer, a.tier, a.degraded) for a in answers if isinstance(a, Answer)] == [
+        (a, t, False) for a, t in zip(routing.answer.tolist(), routing.tier.tolist(), strict=True)
+    ]
+    accounted = [sum(r.items for r in service.runs if r.member == m) for m in cascade.members]
+    assert accounted == routing.asked.sum(axis=0).tolist()
+    assert len([r for r in service.records if isinstance(r, Answer)]) == len(table)
+
+
+def test_a_deadline_is_split_over_the_tiers_and_kept() -> None:
+    table = TABLE.rows(np.arange(len(TABLE)) < 4)
+    service = Service(CASCADE, table, latency_s=10.0)
+    service.faults = dict.fromkeys(CASCADE.members, _hangs)
+    start = time.monotonic()
+
+    async def run() -> list[Answer | Unanswered]:
+        queues = asyncio.ensure_future(service.core.run())
+        items = {str(row): np.array([row], dtype=np.float32) for row in range(4)}
+        answers = await service.core.ask(items, timeout_s=0.2)
+        took_s.append(time.monotonic() - start)
+        await service.core.close()
+        queues.cancel()
+        return answers
+
+    took_s: list[float] = []
+    answers = asyncio.run(run())
+    assert all(isinstance(a, Unanswered) for a in answers)
+    assert 0.15 < took_s[0] < 0.5
+    assert {m for m, _ in service.batches} == set(CASCADE.members), "the last tier had its part of the time"
+
+
+def test_what_cannot_be_answered_within_the_promise_is_refused_before_any_work() -> None:
+    service = Service(CASCADE, TABLE, batch_size=2, latency_s=0.01)  # capacity 1,000 per second: ten may wait
+
+    async def run() -> None:
+        items = {str(row): np.array([row], dtype=np.float32) for row in range(10)}
+        first = asyncio.ensure_future(service.core.ask(items))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as refused:
+            await service.core.ask({"late": np.array([11], dtype=np.float32)})
+        assert refused.value.retry_after_s == pytest.approx(0.001)
+        first.cancel()
+
+    asyncio.run(run())
+    assert service.records == []
+
+
+def test_batches_are_split_by_bytes() -> None:
+    service = Service(CASCADE, TABLE, batch_size=8)
+    service.core.batch_bytes = 3 * 4
+    service.ask({f"q{row}": row for row in range(12)})
+    assert max(n for _, n in service.batches) == 3
+
+
+def test_a_call_that_fails_is_made_once_more_and_both_are_billed() -> None:
+    table = TABLE.rows(np.arange(len(TABLE)) < 8)
+    service = Service(CASCADE, table, latency_s=2.0)
+    left = [1]
+
+    async def fails_once(where: Placement, batch: np.ndarray) -> Reply:
+        if left:
+            left.pop()
+            raise RuntimeError("the replica died")
+        return service.honest(where, batch)
+
+    service.faults["other"] = fails_once
+    answers = service.ask({f"q{row}": row for row in range(8)})
+    routing = route(CASCADE, table)
+    assert [a.answer for a in answers if isinstance(a, Answer)] == routing.answer.tolist()
+    assert sorted(r.status for r in service.runs if r.member == "other") == ["failed", "ok"]

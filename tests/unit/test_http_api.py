@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 
 import numpy as np
 import pytest
 
 from coe.errors import InvalidInput
 from coe.records import Answer
-from coe.serving.batching import Unanswered
-from coe.serving.http_api import MAX_ITEMS, answer_body, error_body, parsed_items
+from coe.serving.batching import Overloaded, Unanswered
+from coe.serving.http_api import MAX_ITEMS, answer_body, asked_timeout_s, error_body, parsed_items, retry_after
 
 SHAPE = (2, 2)
 GOOD = [[1, 2], [3, 4]]
@@ -67,3 +68,19 @@ def test_answers_keep_the_order_of_the_request() -> None:
         {"id": "b", "answer": "no", "class": 0, "tier": 1, "score": 0.75, "degraded": True},
         {"id": "a", "error": "no member answered"},
     ]
+
+
+def test_a_timeout_is_milliseconds_or_none() -> None:
+    assert asked_timeout_s(None) == math.inf
+    assert asked_timeout_s("250") == 0.25
+
+
+@pytest.mark.parametrize("header", ["", "soon", "0", "-5", "nan", "inf"])
+def test_other_timeouts_are_refused(header: str) -> None:
+    with pytest.raises(InvalidInput, match="X-Request-Timeout-Ms: must be a positive number of milliseconds"):
+        asked_timeout_s(header)
+
+
+@pytest.mark.parametrize(("wait_s", "header"), [(0.001, "1"), (1.2, "2")])
+def test_a_refusal_says_when_to_come_back_in_whole_seconds(wait_s: float, header: str) -> None:
+    assert retry_after(Overloaded(wait_s)) == {"Retry-After": header}

@@ -1,0 +1,28 @@
+"""Response headers of `POST /predict`: which request it was, and how far it had to go."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from coe.records import Answer
+from coe.serving.batching import Unanswered
+
+_GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def request_id(asked: str | None, fresh: str) -> str:
+    """The client's `x-request-id`, or `fresh` where it sent none or one that has no place in a log or a header."""
+    return asked if asked is not None and _GOOD_ID.fullmatch(asked) else fresh
+
+
+def answer_headers(name: str, answers: Sequence[Answer | Unanswered]) -> dict[str, str]:
+    """The request's id, the last tier that answered an item of it, and how many items lacked a vote or an answer."""
+    answered = [a for a in answers if isinstance(a, Answer)]
+    headers = {
+        "x-request-id": name,
+        "x-coe-degraded": str(sum(a.degraded for a in answered) + len(answers) - len(answered)),
+    }
+    if answered:
+        headers["x-coe-tier"] = str(max(a.tier for a in answered))
+    return headers

@@ -1,0 +1,28 @@
+"""The headers of a response."""
+
+from __future__ import annotations
+
+import pytest
+
+from coe.records import Answer
+from coe.serving.batching import Unanswered
+from coe.serving.headers import answer_headers, request_id
+
+
+def test_a_request_keeps_its_id() -> None:
+    assert request_id("a-1.b:c_", "fresh") == "a-1.b:c_"
+
+
+@pytest.mark.parametrize("asked", [None, "", "two words", "line\nbreak", "ä", "x" * 129])
+def test_without_a_usable_id_it_gets_one(asked: str | None) -> None:
+    assert request_id(asked, "fresh") == "fresh"
+
+
+def test_headers_say_how_far_the_items_went_and_how_many_lacked_something() -> None:
+    answers: list[Answer | Unanswered] = [
+        Answer("a", 0.0, 0.1, 0, 1, 1.0, False),
+        Answer("b", 0.0, 0.1, 1, 1, 1.0, True),
+        Unanswered("c"),
+    ]
+    assert answer_headers("r", answers) == {"x-request-id": "r", "x-coe-tier": "1", "x-coe-degraded": "2"}
+    assert answer_headers("r", answers[2:]) == {"x-request-id": "r", "x-coe-degraded": "1"}
