@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from coe.cost.model import SECONDS_PER_HOUR, usd_per_busy_s
 from coe.prices.catalog import age_days
-from coe.records import NodeSpan
+from coe.records import BatchRun, NodeSpan
 from coe.report import words
 from coe.report.nouns import (
     Basis,
@@ -116,6 +116,9 @@ def _call_row(
     plan: Plan, key: Key, placement: Placement | None, parts: Sequence[PartOfRun], offer: Offer, answers: int
 ) -> CallRow:
     tier, member, node_type = key
+    # a call that was cancelled before it started was never made: it cost nothing, and tells what early decisions saved
+    saved = sum(p.run.items for p in parts if _was_never_made(p.run))
+    parts = [p for p in parts if not _was_never_made(p.run)]
     spent = [part.busy_s * usd_per_busy_s(offer, part.run.share) for part in parts]
     status = {s: sum(p.part for p in parts if p.run.status == s) for s in ("late", "failed", "cancelled")}
     calls, items = sum(p.part for p in parts), sum(p.part * p.run.items for p in parts)
@@ -138,8 +141,13 @@ def _call_row(
         late=status["late"],
         failed=status["failed"],
         cancelled=status["cancelled"],
+        saved_items=saved,
         usd_wasted=sum(usd for usd, part in zip(spent, parts, strict=True) if part.run.status != "ok"),
     )
+
+
+def _was_never_made(run: BatchRun) -> bool:
+    return run.status == "cancelled" and run.busy_s == 0
 
 
 def _predicted_usd_per_query(plan: Plan, placement: Placement) -> float:

@@ -157,6 +157,8 @@ class CallRow(Noun):
     cancelled: NotNegative
     usd_wasted: NotNegative
     """Part of `usd` that went to late, failed and cancelled calls."""
+    saved_items: Count = 0
+    """Items that it was not asked about, because their outcome was decided before its call could start."""
 
 
 class NodeRow(Noun):

@@ -92,6 +92,17 @@ def test_dollars_per_query_worked_out_by_hand() -> None:
     assert on_usage.saved_planned == pytest.approx(1 - 0.29 / 0.80)
 
 
+def test_calls_that_early_decisions_saved_cost_nothing_and_are_counted_apart() -> None:
+    before = summarise(case.plan(), case.records(), bench=case.bench())
+    saved = BatchRun(0, "other", "t4-node", 0.5, 3, case.START_S + 1, 0.0, "cancelled")
+    after = summarise(case.plan(), [*case.records(), saved], bench=case.bench())
+    one, other = (next(r for r in found.calls if r.member == "other") for found in (before, after))
+    assert other.saved_items == 3
+    assert other.model_copy(update={"saved_items": 0}) == one
+    assert after.costs == before.costs
+    assert any(note.startswith("Early decisions saved 3 questions to members, about $") for note in after.notes)
+
+
 def test_queries_worked_out_by_hand() -> None:
     """Tier 1 answers seven of ten, six rightly; tier 2 three, two rightly. large alone is right on nine."""
     result = report()
