@@ -85,13 +85,20 @@ def simulate(
     reaches their p99. Raises `InvalidInput` for no arrivals, for a warm-up that leaves none, and for members without
     predictions or profiles.
     """
-    if len(arrival_s) == 0:
+    load = load_of(plan, table, arrival_s, stream(seed, "items"))
+    return simulate_load(plan, profiles, table, load, seed=seed, warm_up_s=warm_up_s)
+
+
+def simulate_load(
+    plan: Plan, profiles: Profiles, table: PredictionTable, load: Load, *, seed: int = 0, warm_up_s: float = 0.0
+) -> Run:
+    """As `simulate`, for queries whose items are known."""
+    if len(load.arrival_s) == 0:
         raise InvalidInput(Problem("arrivals", "there are none", remedy="simulate longer, or at a higher rate"))
-    if not 0 <= warm_up_s < arrival_s[-1]:
-        found = f"{warm_up_s:g} s of {arrival_s[-1]:g} s"
+    if not 0 <= warm_up_s < load.arrival_s[-1]:
+        found = f"{warm_up_s:g} s of {load.arrival_s[-1]:g} s"
         raise InvalidInput(Problem("warm-up", "must end before the last arrival", found, "simulate longer"))
     network = network_of(plan, profiles)
-    load = load_of(plan, table, arrival_s, stream(seed, "items"))
     jitter = np.exp(np.outer(network.sigma, stream(seed, "service").normal(0.0, 1.0, _JITTERS)))
     outcome = fast.run(network, load, jitter)
     return Run(_figures(plan, table, network, load, outcome, seed, warm_up_s), network, load, outcome)
