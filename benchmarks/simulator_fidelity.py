@@ -73,7 +73,7 @@ def _row(part: float, plan: Plan, profiles: Profiles, table: PredictionTable, se
         "of capacity": part,
         "queries per s": seen.rate_per_s,
         "queries": len(rows),
-        "same answer and tier": same,
+        "same answer and tier": int(same),
     }
     for name, observed, simulated in (
         ("p50", float(np.quantile(latency, 0.5)), float(np.mean([f.latency_p50_s for f in runs]))),
