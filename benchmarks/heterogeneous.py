@@ -19,9 +19,9 @@ from typing import Any
 from benchmarks.cascades import Data, loaded
 from benchmarks.figures import publish
 from benchmarks.hardware import Hardware, hardware, imagenet_throughputs
-from benchmarks.placement import silent_solver
 from coe.cascade.search import search
 from coe.cascade.space import Space
+from coe.cli.console import quiet_solver
 from coe.placement.baseline import best_single
 from coe.placement.candidates import Placed, World, candidate, place
 from coe.types import Cascade, Front, FrontPoint, Member, Pool, Prices, Workload
@@ -47,7 +47,7 @@ def main() -> None:
     data = loaded(args.data / "vision_imagenet", "top5", (), "", 0)
     machines = hardware(args.data)
     candidates = candidates_of(searched(data), args.reference, args.loss)
-    with silent_solver():
+    with quiet_solver():
         rows = [
             row
             for load in LOADS_PER_S

@@ -14,14 +14,11 @@ over those of `coe`, for problems that both solve; a plan that breaks a promise 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ import numpy as np
 from benchmarks.figures import publish
 from benchmarks.hardware import Hardware, hardware, imagenet_throughputs, profile
 from benchmarks.melange import melange_usd_per_hour
+from coe.cli.console import quiet_solver
 from coe.placement import branch, exhaustive
 from coe.placement.columns import Column
 from coe.placement.conflicts import conflicts
@@ -422,19 +420,6 @@ def plotted(rows: list[dict[str, Any]], out: str) -> None:
     figure.savefig(out, bbox_inches="tight")
 
 
-@contextmanager
-def silent_solver() -> Iterator[None]:
-    """HiGHS prints from C++ at times; keep that out of the tables."""
-    sys.stdout.flush()
-    saved, sink = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, 1)
-    try:
-        yield
-    finally:
-        ctypes.CDLL(None).fflush(None)
-        os.dup2(saved, 1)
-
-
 def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -444,7 +429,7 @@ def main() -> None:
     parser.add_argument("--plot", metavar="SVG")
     args = parser.parse_args()
     part = 20 if args.quick else 1
-    with silent_solver():
+    with quiet_solver():
         tables = [exact(max(20, EXACT // part))]
         if args.data is not None:
             machines = hardware(args.data)
