@@ -10,6 +10,7 @@ import numpy as np
 from coe.cascade.evaluate import Routing, route
 from coe.cost.capacity import service_s
 from coe.errors import InvalidInput, Problem
+from coe.placement.columns import crossing_s
 from coe.table import PredictionTable
 from coe.types import BoolArray, FloatArray, IntArray, Plan, Profiles
 
@@ -71,7 +72,8 @@ class Load:
 
 
 def network_of(plan: Plan, profiles: Profiles) -> Network:
-    """The plan's placements with the service times of its profiles, slowed down by the shares that replicas own.
+    """The plan's placements with the service times of its profiles, slowed down by the shares that replicas own, and what a
+    link to another site adds to a call of the expected batch.
 
     Raises `InvalidInput` for a placement without a profile.
     """
@@ -94,7 +96,9 @@ def network_of(plan: Plan, profiles: Profiles) -> Network:
         known = min(largest, profile.timings[-1].batch_size)
         times = [service_s(profile, max(1, n)) / p.share for n in range(known + 1)]
         tables.append(times + [math.inf] * (largest - known))
-        hops.append(HOP_PART * profile.hop_p99_s)
+        sites = plan.workload.sites
+        link = None if sites is None else sites.link(plan.offer(p.node_type).site)
+        hops.append(HOP_PART * profile.hop_p99_s + crossing_s(sites, link, max(1, round(p.expected_batch))))
         timing = min(profile.timings, key=lambda t: abs(t.batch_size - p.expected_batch))
         sigmas.append(math.log(timing.latency_p99_s / timing.latency_p50_s) / _Z99)
     starts = np.cumsum([0, *(len(own) for own in by_member)])

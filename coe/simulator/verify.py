@@ -104,8 +104,6 @@ def _unfit(plan: Plan, profiles: Profiles) -> str | None:
         profile = profiles.find(p.member, plan.offer(p.node_type).accelerator)
         if profile is not None and profile.token_rates:
             return f"not simulated: {p.member} goes by tokens, which batches by size do not describe"
-    if plan.workload.sites is not None and any(plan.offer(p.node_type).site for p in plan.placements):
-        return "not simulated: links between sites are not simulated yet"
     if plan.workload.rate_per_s * LEAST_S < 1:
         return "not simulated: too few queries"
     return None

@@ -19,7 +19,7 @@ from coe.simulator.arrivals import diurnal, gamma, on_off, poisson, replay, stre
 from coe.simulator.observed import observed
 from coe.simulator.run import interval, records_of, simulate
 from coe.simulator.verify import tightened, verdict, verified
-from coe.types import Plan, Workload
+from coe.types import Link, Plan, Sites, Workload
 from tests import factories
 
 TABLE = factories.table(n=2000)
@@ -118,6 +118,18 @@ def test_a_plan_is_tightened_until_it_keeps_its_promise() -> None:
     assert asked == sorted(asked, reverse=True)
     assert "keeps its latency promise" in str(found.simulated)
     assert "target utilisation lowered from 60%" in str(found.simulated)
+
+
+def test_a_link_adds_its_round_trip() -> None:
+    link = Link(to_site="cloud", round_trip_s=0.2)
+    sites = Sites(ingress="edge", links=(link,), bytes_per_item=1000)
+    away = tuple(o.model_copy(update={"site": "cloud"}) if o.accelerators_per_node else o for o in PLAN.offers)
+    far = PLAN.model_copy(
+        update={"offers": away, "workload": PLAN.workload.model_copy(update={"sites": sites, "latency_s": 2.0})}
+    )
+    near_s = simulate(PLAN, PROFILES, SAMPLE, arrivals()).figures.tiers[0].network_s
+    far_s = simulate(far, PROFILES, SAMPLE, arrivals()).figures.tiers[0].network_s
+    assert far_s - near_s == pytest.approx(0.2)
 
 
 def test_simulated_and_observed_side_by_side() -> None:
