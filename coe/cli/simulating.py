@@ -32,6 +32,13 @@ class Arrivals(StrEnum):
     diurnal = "diurnal"
 
 
+class Unit(StrEnum):
+    """Of the times of a trace."""
+
+    s = "s"
+    ms = "ms"
+
+
 class Form(StrEnum):
     """How the figures are printed."""
 
@@ -51,9 +58,13 @@ def simulate(
         float, typer.Option("--burstiness", min=0.01, help="Of bursty arrivals: spread of the gaps over their mean.")
     ] = 2.0,
     trace: Annotated[Path | None, typer.Option("--trace", help="CSV of arrival times, plain or .gz.")] = None,
-    time_column: Annotated[str, typer.Option("--time-column", help="Column of the trace: seconds.")] = "t_s",
+    time_column: Annotated[str, typer.Option("--time-column", help="Column of the trace.")] = "t_s",
     scale: Annotated[float, typer.Option("--scale", min=1e-6, help="Replay the trace so many times as fast.")] = 1.0,
-    duration: Annotated[float, typer.Option("--duration", min=0.001, help="Seconds to simulate.")] = DURATION_S,
+    time_unit: Annotated[Unit, typer.Option("--time-unit", help="Of the trace's times.")] = Unit.s,
+    duration: Annotated[
+        float | None,
+        typer.Option("--duration", min=0.001, help="Seconds to simulate [default: 300, or the whole trace]."),
+    ] = None,
     warm_up: Annotated[float, typer.Option("--warm-up", min=0, help="Seconds left out of the figures.")] = 0.0,
     split: Annotated[str, typer.Option("--split", help="Items to replay.")] = SPLIT,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Same seed, same ledger.")] = 0,
@@ -79,10 +90,24 @@ def simulate(
     """
     from coe.simulator.verify import verdict
 
+    if trace is not None and rate is not None:
+        raise InvalidInput(Problem("--rate", "a trace has its own rate", remedy="use --scale to replay it faster"))
+    if compare is not None and form is Form.json:
+        raise InvalidInput(Problem("--compare", "prints text alone", remedy="leave out --format json"))
     plan, known = files.read(plan_file, Plan), files.read(profiles, Profiles)
     table = files.read_predictions(predictions).split(split)
     times = [
-        _times(trace, time_column, scale, duration, rate or plan.workload.rate_per_s, arrivals, burstiness, seed + i)
+        _times(
+            trace,
+            time_column,
+            time_unit,
+            scale,
+            duration,
+            rate or plan.workload.rate_per_s,
+            arrivals,
+            burstiness,
+            seed + i,
+        )
         for i in range(replications if trace is None else 1)
     ]
     jobs = [(plan, known, table, times[i % len(times)], seed + i, warm_up) for i in range(replications)]
@@ -125,17 +150,19 @@ def _figures(job: _Job):  # type: ignore[no-untyped-def]
 def _times(
     trace: Path | None,
     column: str,
+    unit: Unit,
     scale: float,
-    duration_s: float,
+    duration: float | None,
     rate_per_s: float,
     kind: Arrivals,
     burstiness: float,
     seed: int,
 ) -> FloatArray:
-    """When queries arrive: a trace's first `duration_s` seconds, or a stream."""
+    """When queries arrive: a trace, whole or its first seconds, or a stream."""
     from coe.prices.sources.table import rows
     from coe.simulator import arrivals
 
+    duration_s = DURATION_S if duration is None else duration
     if trace is None:
         rng = arrivals.stream(seed, "arrivals")
         if kind is Arrivals.poisson:
@@ -147,8 +174,8 @@ def _times(
     raw = [line.number(column, least=-1e18) for line in rows(trace, (column,), problems, "a trace of arrivals")]
     if problems:
         raise InvalidInput(problems)
-    replayed = arrivals.replay(np.array(raw, dtype=np.float64), scale)
-    return replayed[replayed < duration_s]
+    replayed = arrivals.replay(np.array(raw, dtype=np.float64) / (1000 if unit is Unit.ms else 1), scale)
+    return replayed if duration is None else replayed[replayed < duration]
 
 
 def _write_ledger(path: Path, job: _Job) -> None:

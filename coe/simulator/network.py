@@ -93,6 +93,14 @@ def network_of(plan: Plan, profiles: Profiles) -> Network:
             remedy = "give the profiles that the plan was made from"
             raise InvalidInput(Problem(f"profiles: {p.member}", f"has no profile on {accelerator}", remedy=remedy))
         largest = max(batch_size)
+        needed = batch_size[next(t for t, tier in enumerate(plan.cascade.tiers) if p.member in tier.members)]
+        if needed > profile.timings[-1].batch_size:
+            where, found = (
+                f"profile of {p.member} on {accelerator}",
+                f"batches of at most {profile.timings[-1].batch_size}",
+            )
+            rule = f"must hold the plan's batches of {needed}"
+            raise InvalidInput(Problem(where, rule, found, "give the profiles that the plan was made from"))
         known = min(largest, profile.timings[-1].batch_size)
         times = [service_s(profile, max(1, n)) / p.share for n in range(known + 1)]
         tables.append(times + [math.inf] * (largest - known))

@@ -50,7 +50,8 @@ def observed(plan: Plan, answers: Sequence[Answer], calls: Sequence[BatchRun]) -
     tiers = np.array([a.tier for a in good])
     usd = sum(c.busy_s * usd_per_busy_s(plan.offer(c.node_type), c.share) for c in calls)
     count = len(plan.cascade.tiers)
-    sizes = [[c.items for c in calls if c.tier == t] for t in range(count)]
+    made = [c for c in calls if c.status != "cancelled" or c.busy_s > 0]
+    sizes = [[c.items for c in made if c.tier == t] for t in range(count)]
     return Observed(
         latency_mean_s=float(latency.mean()),
         latency_p50_s=float(np.quantile(latency, 0.5)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from scipy.stats import t as student
@@ -14,10 +14,10 @@ from coe.errors import InvalidInput, Problem
 from coe.records import Answer, BatchRun, NodeSpan, Record
 from coe.simulator import fast
 from coe.simulator.arrivals import stream
-from coe.simulator.engine import Outcome
+from coe.simulator.engine import Calls, Outcome
 from coe.simulator.network import Load, Network, load_of, network_of
 from coe.table import PredictionTable
-from coe.types import FloatArray, Placement, Plan, Profiles
+from coe.types import MISSING_VOTE, FloatArray, Placement, Plan, Profiles
 
 CONFIDENCE = 0.95
 _JITTERS = 20_011
@@ -110,13 +110,14 @@ def _figures(
     counted = load.arrival_s >= warm_up_s
     latency = (outcome.done_s - load.arrival_s)[counted]
     items = load.item[counted]
-    hours = float(outcome.done_s.max()) / 3600
-    queries = len(load.arrival_s)
+    queries = int(counted.sum())
+    hours = (float(outcome.done_s.max()) - warm_up_s) / 3600
+    outcome = replace(outcome, calls=_since(outcome.calls, warm_up_s))
     rented = sum(n.count * n.usd_per_hour for n in plan.nodes) * hours
     work = plan.workload
     return Simulated(
         seed=seed,
-        queries=int(counted.sum()),
+        queries=queries,
         duration_s=3600 * hours,
         latency_mean_s=float(latency.mean()),
         latency_p50_s=float(np.quantile(latency, 0.5)),
@@ -129,6 +130,12 @@ def _figures(
         tiers=tuple(_tier_times(network, outcome, t, counted) for t in range(network.tiers)),
         utilisation=_utilisation(plan, network, outcome, 3600 * hours),
     )
+
+
+def _since(calls: Calls, start_s: float) -> Calls:
+    """The calls that were asked from then on."""
+    kept = calls.asked_s >= start_s
+    return Calls(*(getattr(calls, f.name)[kept] for f in fields(Calls)))
 
 
 def placements_of(plan: Plan) -> list[Placement]:
@@ -174,7 +181,8 @@ def _tier_times(network: Network, outcome: Outcome, tier: int, counted: np.ndarr
 
 
 def records_of(plan: Plan, run: Run, started_s: float = 0.0) -> Iterator[Record]:
-    """The ledger of a run that started at `started_s`, as the service writes it. A score that nobody computed is 0."""
+    """The ledger of a run that started at `started_s`, as the service writes it. Scores are not
+    simulated and stand as 0; a query that the last tier cannot answer has failed, without the earlier tier's fallback."""
     end_s = started_s + float(run.outcome.done_s.max())
     for node in plan.nodes:
         yield NodeSpan(node.node_type, node.count, node.usd_per_hour, started_s, end_s)
@@ -193,14 +201,16 @@ def records_of(plan: Plan, run: Run, started_s: float = 0.0) -> Iterator[Record]
     routing, load = run.load.routing, run.load
     for q in np.argsort(run.outcome.done_s, kind="stable"):
         item = load.item[q]
+        failed = routing.answer[item] == MISSING_VOTE
         yield Answer(
             f"q{q}",
             started_s + float(load.arrival_s[q]),
             started_s + float(run.outcome.done_s[q]),
-            int(routing.tier[item]),
+            -1 if failed else int(routing.tier[item]),
             int(routing.answer[item]),
             0.0,
-            bool(routing.degraded[item]),
+            bool(failed or routing.degraded[item]),
+            "failed" if failed else "ok",
         )
 
 

@@ -178,6 +178,14 @@ def test_both_engines_do_the_same(seed: int, staged: bool) -> None:
     assert not np.isnan(one.done_s).any()
 
 
+def test_turns_over_many_equal_placements_are_the_same() -> None:
+    for placements in range(2, 17):
+        net = network([[[(1, 0.1)] * placements]], batch_size=2)
+        queries = load(poisson(stream(placements, "arrivals"), 30.0, 40.0))
+        one, other = both(net, queries, alike(net, np.ones(1)))
+        np.testing.assert_array_equal(one.done_s, other.done_s)
+
+
 def test_the_same_seed_gives_the_same_run() -> None:
     again = [poisson(stream(9, "arrivals"), 10.0, 100.0) for _ in range(2)]
     np.testing.assert_array_equal(*again)

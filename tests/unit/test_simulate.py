@@ -19,7 +19,7 @@ from coe.simulator.arrivals import diurnal, gamma, on_off, poisson, replay, stre
 from coe.simulator.observed import observed
 from coe.simulator.run import interval, records_of, simulate
 from coe.simulator.verify import tightened, verdict, verified
-from coe.types import Link, Plan, Sites, Workload
+from coe.types import Link, Plan, Profiles, Sites, Workload
 from tests import factories
 
 TABLE = factories.table(n=2000)
@@ -118,6 +118,32 @@ def test_a_plan_is_tightened_until_it_keeps_its_promise() -> None:
     assert asked == sorted(asked, reverse=True)
     assert "keeps its latency promise" in str(found.simulated)
     assert "target utilisation lowered from 60%" in str(found.simulated)
+
+
+def test_profiles_that_end_below_the_plans_batches_are_refused() -> None:
+    short = Profiles(profiles=tuple(p.model_copy(update={"timings": p.timings[:1]}) for p in PROFILES.profiles))
+    with pytest.raises(InvalidInput, match="must hold the plan's batches of"):
+        simulate(PLAN, short, SAMPLE, arrivals())
+
+
+def test_queries_that_nobody_answers_have_failed() -> None:
+    silent = factories.table(n=400, missing=1.0, probs=False)
+    found = simulate(
+        PLAN.model_copy(update={"cascade": factories.cascade(rule="vote", quorum=3)}), PROFILES, silent, arrivals()
+    )
+    answers = [r for r in records_of(PLAN, found) if isinstance(r, Answer)]
+    assert {a.status for a in answers} == {"failed"}
+
+
+def test_the_warm_up_is_in_no_figure() -> None:
+    """Half a minute of hardly anything, then load: without the first half utilisation and batches are those of the load."""
+    quiet_then_busy = np.concatenate([arrivals(2.0, 30.0), 30 + arrivals(300.0, 30.0)])
+    whole = simulate(PLAN, PROFILES, SAMPLE, quiet_then_busy).figures
+    busy = simulate(PLAN, PROFILES, SAMPLE, quiet_then_busy, warm_up_s=30.0).figures
+    for name, used in busy.utilisation.items():
+        assert used > 1.2 * whole.utilisation[name]
+    assert busy.tiers[0].mean_batch > whole.tiers[0].mean_batch
+    assert busy.usd_per_1k_allocation == pytest.approx(whole.usd_per_1k_allocation / 2, rel=0.05)
 
 
 def test_a_link_adds_its_round_trip() -> None:
