@@ -143,7 +143,9 @@ def test_the_warm_up_is_in_no_figure() -> None:
     for name, used in busy.utilisation.items():
         assert used > 1.2 * whole.utilisation[name]
     assert busy.tiers[0].mean_batch > whole.tiers[0].mean_batch
-    assert busy.usd_per_1k_allocation == pytest.approx(whole.usd_per_1k_allocation / 2, rel=0.05)
+    assert whole.duration_s - busy.duration_s == pytest.approx(30)
+    rent = sum(n.count * n.usd_per_hour for n in PLAN.nodes) / 3600
+    assert busy.usd_per_1k_allocation == pytest.approx(1000 * rent * busy.duration_s / busy.queries)
 
 
 def test_a_link_adds_its_round_trip() -> None:
