@@ -13,6 +13,9 @@ from coe.errors import InvalidInput, Problem
 from coe.types import Offer, Profile, Profiles
 
 Quantile = Literal["p50", "p99"]
+IN_FLIGHT_PER_REPLICA = 2
+"""Batches under way per replica of a tier's scarcest member: one computes, the next one waits there already. The router's rule,
+and the simulator's."""
 
 
 def service_s(profile: Profile, batch: float, quantile: Quantile = "p50") -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coe.placement.branch import Remaining
-from coe.placement.candidates import HOSTED_RUNNER, Candidate, Placed, World, candidate, place
+from coe.placement.candidates import Candidate, Placed, World, candidate, hosted_model, place
 from coe.types import Baseline, Cascade, Tier
 
 
@@ -16,11 +16,7 @@ def accurate_singles(world: World) -> list[str]:
     right = {m: float((sample.answers[:, i] == sample.labels).mean()) for i, m in enumerate(sample.members)}
     least = right[work.reference] - work.max_accuracy_loss
     accelerators = {o.accelerator for o in world.prices.offers if o.market != "serverless"}
-    hosted = {
-        m.name
-        for m in world.pool.members
-        if m.runner == HOSTED_RUNNER and any(a.model == m.options.get("model") for a in world.prices.apis)
-    }
+    hosted = {m.name for m in world.pool.members if hosted_model(m, world.prices) is not None}
     return [
         m
         for m in sample.members

@@ -149,9 +149,8 @@ def hosted_members(members: Sequence[str], asked: Mapping[str, BoolArray], world
     """
     found: dict[str, Hosted] = {}
     for name in members:
-        member = world.pool.member(name) if any(m.name == name for m in world.pool.members) else None
-        model = None if member is None else _hosted_model(member)
-        if model is None or not any(a.model == model for a in world.prices.apis):
+        model = next((hosted_model(m, world.prices) for m in world.pool.members if m.name == name), None)
+        if model is None:
             continue
         profile = world.profiles.find(name, HOSTED)
         if profile is None:
@@ -162,9 +161,10 @@ def hosted_members(members: Sequence[str], asked: Mapping[str, BoolArray], world
     return found
 
 
-def _hosted_model(member: Member) -> str | None:
+def hosted_model(member: Member, prices: Prices) -> str | None:
+    """The name under which the price list sells a member as a hosted model; None where it does not."""
     model = member.options.get("model") if member.runner == HOSTED_RUNNER else None
-    return model if isinstance(model, str) else None
+    return model if any(a.model == model for a in prices.apis) else None
 
 
 def _mean_call_usd(member: str, api: ApiPrice, asked: BoolArray, world: World) -> float:

@@ -28,14 +28,13 @@ import numpy as np
 from coe.cascade.beliefs import prepared
 from coe.cascade.decide import decide
 from coe.cascade.evaluate import lacking
+from coe.cost.capacity import IN_FLIGHT_PER_REPLICA
 from coe.records import Answer, BatchRun, Record
 from coe.table import Decision, Outputs
 from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, FloatArray, IntArray, Placement, Probabilities
 
 LATE_FACTOR = 2.0
 """A member is late after this many times the latency promise."""
-IN_FLIGHT_PER_REPLICA = 2
-"""Batches under way per replica of a tier's scarcest member: one computes, the next one waits there already."""
 CLOSING_GRACE_S = 0.2
 
 Batch = np.ndarray

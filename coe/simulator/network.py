@@ -8,14 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from coe.cascade.evaluate import Routing, route
-from coe.cost.capacity import service_s
+from coe.cost.capacity import IN_FLIGHT_PER_REPLICA, service_s
 from coe.errors import InvalidInput, Problem
 from coe.placement.columns import crossing_s
 from coe.table import PredictionTable
 from coe.types import BoolArray, FloatArray, IntArray, Plan, Profiles
 
-IN_FLIGHT_PER_REPLICA = 2
-"""As in the router: batches under way per replica of a tier's scarcest member."""
 HOP_PART = 0.5
 """A call's way there and back takes this part of the profile's p99 of it; its distribution is not recorded."""
 _Z99 = 2.326

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from coe.errors import Infeasible
+from coe.errors import Infeasible, Unavailable
 from coe.simulator.arrivals import poisson, stream
 from coe.simulator.run import Simulated, simulate
 from coe.table import PredictionTable
@@ -55,14 +55,14 @@ def verified(
     """The plan that a simulation says keeps its latency promise, found by asking for less utilisation until it does.
 
     The plan's field `simulated` tells what was found, and its workload the utilisation that it was solved for in the end.
-    Where no utilisation will do, the first plan comes back, and the field says that it misses.
+    Where no utilisation will do, or time ends, the first plan comes back, and the field says that it misses.
     """
     first: Plan | None = None
     asked: Workload | None = workload
     while asked is not None:
         try:
             plan = plan_at(asked)
-        except Infeasible:
+        except (Infeasible, Unavailable):  # too much to ask, or no time left to find out
             if first is None:
                 raise
             break

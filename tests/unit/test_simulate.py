@@ -11,7 +11,7 @@ import pytest
 from coe import files
 from coe.cascade.evaluate import evaluate
 from coe.cli.main import run as command
-from coe.errors import InvalidInput
+from coe.errors import InvalidInput, Unavailable
 from coe.placement.optimize import plan
 from coe.records import Answer, BatchRun
 from coe.report.summarise import summarise
@@ -118,6 +118,19 @@ def test_a_plan_is_tightened_until_it_keeps_its_promise() -> None:
     assert asked == sorted(asked, reverse=True)
     assert "keeps its latency promise" in str(found.simulated)
     assert "target utilisation lowered from 60%" in str(found.simulated)
+
+
+def test_without_time_to_plan_again_the_first_plan_stands_and_says_that_it_misses() -> None:
+    plans = iter([planned(rate_per_s=8.0)])
+
+    def plan_at(workload: Workload) -> Plan:
+        found = next(plans, None)
+        if found is None:
+            raise Unavailable("no time left")
+        return found.model_copy(update={"workload": workload})
+
+    found = verified(plan_at, factories.workload(rate_per_s=800.0), PROFILES, SAMPLE)
+    assert "MISSES" in str(found.simulated)
 
 
 def test_profiles_that_end_below_the_plans_batches_are_refused() -> None:
