@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from coe.records import Answer
-from coe.serving.batching import Unanswered
+from coe.router.queries import Unanswered
 
 _GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 

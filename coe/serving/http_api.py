@@ -17,7 +17,7 @@ import numpy as np
 
 from coe.errors import InvalidInput, Problem
 from coe.records import Answer
-from coe.serving.batching import Overloaded, Unanswered
+from coe.router.queries import Overloaded, Unanswered
 
 MAX_ITEMS = 1000
 MAX_BODY_BYTES = 64 * 2**20

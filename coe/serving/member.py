@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import ray
 
+from coe.router.queries import Reply
 from coe.runners.base import Runner, make_runner
 from coe.runners.paced import Paced
-from coe.serving.batching import Reply
 from coe.serving.labels import simulated_speed
 from coe.types import Pool
 

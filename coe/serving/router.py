@@ -19,7 +19,8 @@ from ray.serve.handle import DeploymentHandle
 
 from coe.errors import InvalidInput
 from coe.ledger import Ledger
-from coe.serving.batching import Overloaded, Reply, RouterCore, Unanswered
+from coe.router.core import RouterCore
+from coe.router.queries import Overloaded, Reply, Unanswered
 from coe.serving.headers import answer_headers, request_id
 from coe.serving.http_api import answer_body, asked_timeout_s, error_body, parsed_items, retry_after
 from coe.serving.meter import Meter

@@ -2,7 +2,7 @@
 
 A tier's queue gives a batch when it is full or its oldest query has waited long enough, and a slot is free. Every member of the
 tier is called with the batch, in turns over its placements; a call waits for the replica that is free first. When all have
-answered, the batch's queries end or join the next tier's queue. These are the rules of `coe.serving.batching`.
+answered, the batch's queries end or join the next tier's queue. These are the rules of `coe.router`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from coe.router.turns import Turns
 from coe.simulator.network import Load, Network
 from coe.types import FloatArray, IntArray
 
@@ -45,21 +46,6 @@ class Outcome:
     calls: Calls
 
 
-class _Turns:
-    """Smooth weighted round robin, as the router's."""
-
-    def __init__(self, traffic: FloatArray) -> None:
-        self._traffic = traffic
-        self._credit = np.zeros(len(traffic))
-        self._total = sum(traffic.tolist())  # one after the other, as the compiled engine adds them
-
-    def next(self) -> int:
-        self._credit += self._traffic
-        chosen = int(self._credit.argmax())
-        self._credit[chosen] -= self._total
-        return chosen
-
-
 @dataclass
 class _Tier:
     queue: deque[tuple[int, float]] = field(default_factory=deque)
@@ -74,7 +60,7 @@ class Engine:
         self._net, self._load, self._jitter = network, load, jitter
         self._tiers = [_Tier() for _ in range(network.tiers)]
         firsts = network.first_placement
-        self._turns = [_Turns(network.traffic[a:b]) for a, b in itertools.pairwise(firsts)]
+        self._turns = [Turns(network.traffic[a:b].tolist()) for a, b in itertools.pairwise(firsts)]
         self._free_at: list[list[float]] = [[0.0] * int(r) for r in network.replicas]
         self._done: list[tuple[float, int, int, list[int]]] = []
         self._sent = 0

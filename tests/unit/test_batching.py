@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from coe.cascade.evaluate import route
 from coe.records import Answer, BatchRun, Record
-from coe.serving.batching import Overloaded, Reply, RouterCore, Turns, Unanswered
+from coe.router.core import RouterCore
+from coe.router.queries import Overloaded, Reply, Unanswered
+from coe.router.turns import Turns
 from coe.table import PredictionTable
 from coe.types import Cascade, Placement, Tier
 from tests import factories
@@ -257,7 +259,7 @@ def test_a_mistake_of_ours_reaches_the_client_instead_of_hanging(monkeypatch: py
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("coe.serving.batching.decide", broken)
+    monkeypatch.setattr("coe.router.tier.decide", broken)
     with pytest.raises(ZeroDivisionError):
         Service(CASCADE, TABLE).ask({"q0": 0})
 
@@ -280,10 +282,10 @@ def test_shutdown_records_calls_under_way_as_cancelled() -> None:
 
 
 def test_traffic_is_divided_as_planned() -> None:
-    turns = Turns([placement("m", traffic=0.7), placement("m", node_type="a100-node", traffic=0.3)])
-    order = [turns.next().node_type for _ in range(100)]
-    assert order.count("t4-node") == 70
-    assert order[:10].count("a100-node") == 3
+    turns = Turns([0.7, 0.3])
+    order = [turns.next() for _ in range(100)]
+    assert order.count(0) == 70
+    assert order[:10].count(1) == 3
 
 
 # --- Decided early, deadlines, bounds --------------------------------------------------------------------------------

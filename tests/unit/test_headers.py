@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coe.records import Answer
-from coe.serving.batching import Unanswered
+from coe.router.queries import Unanswered
 from coe.serving.headers import answer_headers, request_id
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from coe.errors import InvalidInput
 from coe.records import Answer
-from coe.serving.batching import Overloaded, Unanswered
+from coe.router.queries import Overloaded, Unanswered
 from coe.serving.http_api import MAX_ITEMS, answer_body, asked_timeout_s, error_body, parsed_items, retry_after
 
 SHAPE = (2, 2)

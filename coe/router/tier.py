@@ -1,27 +1,13 @@
-"""The router's core: batches across requests, one call per member per batch, one decision per batch.
-
-Pure asyncio: members are reached through a `call` function, time through a clock, and the ledger through `record`; so
-all of it runs in tests without Ray. Every tier has a queue. Queries of many requests form a batch, by size or after a
-wait; each member of the tier is called once with the whole batch; `decide` settles the batch; what it defers joins
-the next tier's queue, where the escalated queries of many batches meet.
-
-A query is decided early: it leaves as soon as no outstanding vote can change what becomes of it. A call that has not
-started by then is not made, or made for the other queries of its batch alone; the ledger holds what was saved as
-cancelled, with no busy time. A call under way ends in its own time and is billed.
-
-A member that fails, answers garbage or is late is a missing vote. Its call is billed all the same, when its end is known. A query
-that no member of the last tier answered falls back on the best answer of the tiers before, marked as degraded; only
-where there is none does it fail.
-"""
+"""One tier of the router: batches out of its queue, its members' votes heard, its queries answered or passed on."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,93 +15,14 @@ from coe.cascade.beliefs import prepared
 from coe.cascade.decide import decide
 from coe.cascade.evaluate import lacking
 from coe.cost.capacity import IN_FLIGHT_PER_REPLICA
-from coe.records import Answer, BatchRun, Record
-from coe.table import Decision, Outputs
+from coe.records import BatchRun
+from coe.router.queries import Batch, Query
+from coe.router.turns import Slots, Turns
+from coe.table import Outputs
 from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, FloatArray, IntArray, Placement, Probabilities
 
-LATE_FACTOR = 2.0
-"""A member is late after this many times the latency promise."""
-CLOSING_GRACE_S = 0.2
-
-Batch = np.ndarray
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a member's replica returns: probabilities (items, classes), busy seconds, and the node it ran on."""
-
-    probs: Probabilities
-    busy_s: float
-    node: str = ""
-
-
-Call = Callable[[Placement, Batch], Awaitable[Reply]]
-
-
-class Unanswered(Exception):
-    """No member of any tier answered a query."""
-
-
-class Overloaded(Exception):
-    """The queues hold as much as can be answered within the promise; worth another try after `retry_after_s`."""
-
-    def __init__(self, retry_after_s: float) -> None:
-        super().__init__(f"the queues are full; try again in {retry_after_s:.1f} s")
-        self.retry_after_s = retry_after_s
-
-
-@dataclass
-class Query:
-    """A query on its way through the tiers."""
-
-    query_id: str
-    item: Batch
-    arrival_s: float
-    queued_s: float
-    result: asyncio.Future[Answer]
-    deadline_s: float = math.inf
-    """After this moment nobody waits for the answer."""
-    fallback: Answer | None = field(default=None)
-    heard: dict[str, Probabilities | None] = field(default_factory=dict)
-    """Member -> its probabilities (classes,), or None where it failed; kept only where a later tier carries."""
-
-
-class Turns:
-    """Smooth weighted round robin over the placements of a member: deterministic, and in proportion to traffic."""
-
-    def __init__(self, placements: Sequence[Placement]) -> None:
-        self._placements = tuple(placements)
-        self._credit = [0.0] * len(placements)
-
-    def next(self) -> Placement:
-        """The placement whose turn it is."""
-        self._credit = [c + p.traffic for c, p in zip(self._credit, self._placements, strict=True)]
-        chosen = max(range(len(self._credit)), key=self._credit.__getitem__)
-        self._credit[chosen] -= sum(p.traffic for p in self._placements)
-        return self._placements[chosen]
-
-
-class Slots:
-    """How many calls of one placement may be under way; the others wait here, where they can still be taken back."""
-
-    def __init__(self, count: int) -> None:
-        self._free = asyncio.Semaphore(count)
-
-    async def take(self, hold_s: float) -> Callable[[], None]:
-        """Wait for a slot; what is returned gives it back, once. A call that hangs loses its slot after `hold_s`."""
-        await self._free.acquire()
-        is_held = True
-
-        def give_back() -> None:
-            nonlocal is_held
-            if is_held:
-                is_held = False
-                timer.cancel()
-                self._free.release()
-
-        timer = asyncio.get_running_loop().call_later(hold_s, give_back)
-        return give_back
+if TYPE_CHECKING:
+    from coe.router.core import RouterCore
 
 
 @dataclass
@@ -150,7 +57,8 @@ class TierQueue:
         self._is_carried = any(later.carry for later in cascade.tiers[number + 1 :])
         self.waiting: deque[Query] = deque()
         self._core = core
-        self._turns = {m: Turns(placements[m]) for m in tier.members}
+        self._placements = {m: tuple(placements[m]) for m in tier.members}
+        self._turns = {m: Turns([p.traffic for p in placements[m]]) for m in tier.members}
         self._slots = {
             p.deployment: Slots(IN_FLIGHT_PER_REPLICA * p.replicas) for m in tier.members for p in placements[m]
         }
@@ -319,7 +227,7 @@ class TierQueue:
         heard.asked[rows, column] = True
         retries = 1
         while True:
-            placement, began_s = self._turns[member].next(), self._core.clock()
+            placement, began_s = self._placements[member][self._turns[member].next()], self._core.clock()
             rows, probs = await self._asked_once(placement, heard, rows)
             rows_left = rows[heard.open[rows]]
             if probs is not None:
@@ -389,128 +297,3 @@ def _capacity_per_s(placements: Sequence[Placement]) -> float:
 def _is_sound(probs: Probabilities, items: int, classes: int) -> bool:
     """True for finite probabilities of the right shape."""
     return isinstance(probs, np.ndarray) and probs.shape == (items, classes) and bool(np.isfinite(probs).all())
-
-
-class RouterCore:
-    """A cascade with its queues. `ask` is what a request calls; `run` must run beside it."""
-
-    def __init__(
-        self,
-        cascade: Cascade,
-        placements: Sequence[Placement],
-        class_names: Sequence[str],
-        *,
-        wait_s: float,
-        latency_s: float,
-        batch_bytes: float = math.inf,
-        call: Call,
-        clock: Callable[[], float],
-        record: Callable[[Record], None],
-        note_failure: Callable[[str, Exception], None] = lambda _deployment, _error: None,
-    ) -> None:
-        self.class_names = tuple(class_names)
-        self.classes = len(class_names)
-        self.wait_s = wait_s
-        self.latency_s = latency_s
-        self.late_after_s = LATE_FACTOR * latency_s
-        self.batch_bytes = batch_bytes
-        self.call = call
-        self.clock = clock
-        self.record = record
-        self.note_failure = note_failure
-        by_member: dict[str, list[Placement]] = {}
-        for placement in placements:
-            by_member.setdefault(placement.member, []).append(placement)
-        self.tiers = [TierQueue(i, cascade, by_member, self) for i in range(len(cascade.tiers))]
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    async def ask(self, queries: Mapping[str, Batch], *, timeout_s: float = math.inf) -> list[Answer | Unanswered]:
-        """The answer to every item (id -> array), in order; `Unanswered` stands for one that nobody answered.
-
-        After `timeout_s` a query takes the best answer it has. Raises `Overloaded`, before any work is done, where the
-        queues hold more than the members answer within the latency promise.
-        """
-        self._refuse_overload(len(queries))
-        now = self.clock()
-        loop = asyncio.get_running_loop()
-        due_s = now + timeout_s
-        waiting = [Query(i, item, now, now, loop.create_future(), due_s) for i, item in queries.items()]
-        self.tiers[0].put(waiting)
-        results = await asyncio.gather(*(q.result for q in waiting), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, Unanswered):
-                raise result
-        return [r for r in results if isinstance(r, Answer | Unanswered)]
-
-    def _refuse_overload(self, arriving: int) -> None:
-        for tier in self.tiers:
-            new = arriving if tier.number == 0 else 0
-            bound = max(tier.capacity_per_s * self.latency_s, 2 * tier.batch_size)
-            if tier.waiting and len(tier.waiting) + new > bound:
-                raise Overloaded((len(tier.waiting) + new - bound) / tier.capacity_per_s)
-
-    def expire(self, query: Query) -> None:
-        """End a query whose time is up while it waits."""
-        self._finish(query, query.fallback)
-
-    async def run(self) -> None:
-        """Keep every tier's queue moving until cancelled."""
-        await asyncio.gather(*(tier.run() for tier in self.tiers))
-
-    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run a batch or a member call beside everything else, and know of it when closing."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def close(self) -> None:
-        """Give batches and calls under way a moment to end, then cancel them; such calls are recorded as cancelled."""
-        if self._tasks:
-            _, pending = await asyncio.wait(self._tasks, timeout=CLOSING_GRACE_S)
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
-
-    def settle(self, number: int, batch: Sequence[Query], decision: Decision) -> None:
-        """Answer what is accepted, pass on the rest; the last tier has no next and falls back."""
-        now = self.clock()
-        is_last = number == len(self.tiers) - 1
-        deferred = []
-        for i, query in enumerate(batch):
-            answer = Answer(
-                query.query_id,
-                query.arrival_s,
-                now,
-                number,
-                int(decision.answer[i]),
-                float(decision.score[i]),
-                bool(decision.degraded[i]),
-            )
-            if decision.accepted[i]:
-                self._finish(query, answer)
-            elif is_last:
-                self._finish(query, query.fallback)
-            else:
-                if answer.answer != MISSING_VOTE:
-                    query.fallback = answer
-                query.queued_s = now
-                deferred.append(query)
-        if deferred:
-            self.tiers[number + 1].put(deferred)
-
-    def _finish(self, query: Query, answer: Answer | None) -> None:
-        """Give a query its answer, or the fallback it has, or fail it; each is recorded once."""
-        now = self.clock()
-        if answer is None:
-            self.record(Answer(query.query_id, query.arrival_s, now, -1, MISSING_VOTE, 0.0, True, "failed"))
-            if not query.result.done():
-                query.result.set_exception(Unanswered(query.query_id))
-            return
-        if answer is query.fallback:
-            answer = Answer(
-                answer.query_id, answer.arrival_s, now, answer.tier, answer.answer, answer.score, True, "fallback"
-            )
-        self.record(answer)
-        if not query.result.done():  # a client that went away is billed like any other
-            query.result.set_result(answer)

@@ -1,0 +1,55 @@
+"""What passes through the router: queries, replies of members, and the two ways in which there is no answer."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from coe.records import Answer
+from coe.types import Placement, Probabilities
+
+Batch = np.ndarray
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a member's replica returns: probabilities (items, classes), busy seconds, and the node it ran on."""
+
+    probs: Probabilities
+    busy_s: float
+    node: str = ""
+
+
+Call = Callable[[Placement, Batch], Awaitable[Reply]]
+
+
+class Unanswered(Exception):
+    """No member of any tier answered a query."""
+
+
+class Overloaded(Exception):
+    """The queues hold as much as can be answered within the promise; worth another try after `retry_after_s`."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(f"the queues are full; try again in {retry_after_s:.1f} s")
+        self.retry_after_s = retry_after_s
+
+
+@dataclass
+class Query:
+    """A query on its way through the tiers."""
+
+    query_id: str
+    item: Batch
+    arrival_s: float
+    queued_s: float
+    result: asyncio.Future[Answer]
+    deadline_s: float = math.inf
+    """After this moment nobody waits for the answer."""
+    fallback: Answer | None = field(default=None)
+    heard: dict[str, Probabilities | None] = field(default_factory=dict)
+    """Member -> its probabilities (classes,), or None where it failed; kept only where a later tier carries."""
