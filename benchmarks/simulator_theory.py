@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.figures import publish
 from coe.simulator import fast
 from coe.simulator.arrivals import poisson, stream
-from coe.simulator.run import interval
+from coe.simulator.figures import interval
 from tests.oracles.test_simulator_theory import alike, load, network
 
 Factors = Callable[[np.random.Generator, int], np.ndarray]

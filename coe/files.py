@@ -26,7 +26,7 @@ from pydantic_core import ErrorDetails
 from coe.errors import InvalidInput, Problem, WrongKind
 from coe.records import Bench
 from coe.table import PredictionTable
-from coe.types import Cascade, Costs, Fleet, Front, Gears, Noun, Plan, Pool, Prices, Profiles, Workload
+from coe.types import Cascade, Costs, Fleet, Front, Gears, Noun, Plan, Pool, Prices, Profiles, Scenario, Workload
 
 N = TypeVar("N", bound=Noun)
 
@@ -39,6 +39,7 @@ KINDS: dict[str, type[Noun]] = {
     "workload": Workload,
     "plan": Plan,
     "gears": Gears,
+    "scenario": Scenario,
     "front": Front,
     "costs": Costs,
     "bench": Bench,

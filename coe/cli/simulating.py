@@ -195,7 +195,7 @@ def _write_ledger(path: Path, job: _Job) -> None:
 
 def _told(figures: Sequence) -> str:  # type: ignore[type-arg]
     """The figures of all runs: means, with 95% intervals where there are several."""
-    from coe.simulator.run import interval
+    from coe.simulator.figures import interval
 
     first = figures[0]
     rows = [

@@ -50,6 +50,7 @@ class RouterCore:
         clock: Callable[[], float],
         record: Callable[[Record], None],
         note_failure: Callable[[str, Exception], None] = lambda _deployment, _error: None,
+        note_batch: Callable[[int, Sequence[float]], None] = lambda _tier, _waited_s: None,
     ) -> None:
         self.class_names = tuple(class_names)
         self.classes = len(class_names)
@@ -61,6 +62,7 @@ class RouterCore:
         self.clock = clock
         self.record = record
         self.note_failure = note_failure
+        self.note_batch = note_batch
         by_member: dict[str, list[Placement]] = {}
         for placement in placements:
             by_member.setdefault(placement.member, []).append(placement)
@@ -95,6 +97,11 @@ class RouterCore:
     def expire(self, query: Query) -> None:
         """End a query whose time is up while it waits."""
         self._finish(query, query.fallback)
+
+    def resize(self, deployment: str, replicas: int) -> None:
+        """Follow a deployment that has more or fewer replicas than planned."""
+        for tier in self.tiers:
+            tier.resize(deployment, replicas)
 
     async def run(self) -> None:
         """Keep every tier's queue moving until cancelled."""

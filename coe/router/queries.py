@@ -17,7 +17,10 @@ Batch = np.ndarray
 
 @dataclass(frozen=True)
 class Reply:
-    """What a member's replica returns: probabilities (items, classes), busy seconds, and the node it ran on."""
+    """What a member's replica returns: probabilities (items, classes), busy seconds, and the node it ran on.
+
+    A row that is not finite is no answer to that item, a missing vote; a row of zeros is an output that holds no answer.
+    """
 
     probs: Probabilities
     busy_s: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -59,14 +59,34 @@ class TierQueue:
         self._core = core
         self._placements = {m: tuple(placements[m]) for m in tier.members}
         self._turns = {m: Turns([p.traffic for p in placements[m]]) for m in tier.members}
-        self._slots = {
-            p.deployment: Slots(IN_FLIGHT_PER_REPLICA * p.replicas) for m in tier.members for p in placements[m]
-        }
+        self._replicas = {p.deployment: p.replicas for m in tier.members for p in placements[m]}
+        self._slots = {d: Slots(IN_FLIGHT_PER_REPLICA * n) for d, n in self._replicas.items()}
         self.batch_size = min(p.batch_size for m in tier.members for p in placements[m])
-        self.capacity_per_s = min(_capacity_per_s(placements[m]) for m in tier.members)
-        replicas = min(sum(p.replicas for p in placements[m]) for m in tier.members)
-        self._free = asyncio.Semaphore(IN_FLIGHT_PER_REPLICA * replicas)
+        self._batches = Slots(self._most_batches())
         self._arrived = asyncio.Event()
+
+    @property
+    def capacity_per_s(self) -> float:
+        """Queries per second that leave this tier when its scarcest member is never idle."""
+        return min(
+            sum(
+                self._replicas[p.deployment] / p.expected_busy_s if p.expected_busy_s > 0 else math.inf
+                for p in self._placements[m]
+            )
+            for m in self.tier.members
+        )
+
+    def _most_batches(self) -> int:
+        """Batches under way at once: what the scarcest member can take."""
+        scarcest = min(sum(self._replicas[p.deployment] for p in self._placements[m]) for m in self.tier.members)
+        return IN_FLIGHT_PER_REPLICA * max(1, scarcest)
+
+    def resize(self, deployment: str, replicas: int) -> None:
+        """Follow a deployment that has more or fewer replicas than before."""
+        if deployment in self._slots:
+            self._replicas[deployment] = replicas
+            self._slots[deployment].resize(IN_FLIGHT_PER_REPLICA * max(1, replicas))
+            self._batches.resize(self._most_batches())
 
     def put(self, queries: Sequence[Query]) -> None:
         """Add queries to the queue."""
@@ -77,12 +97,14 @@ class TierQueue:
         """Form and start batches for ever."""
         while True:
             await self._batch_is_due()
-            await self._free.acquire()
+            give_back = await self._batches.take()
             batch = self._next_batch()
             if batch:
-                self._core.start(self._serve(batch))
+                now = self._core.clock()
+                self._core.note_batch(self.number, [now - query.queued_s for query in batch])
+                self._core.start(self._serve(batch, give_back))
             else:
-                self._free.release()
+                give_back()
 
     def _next_batch(self) -> list[Query]:
         """The oldest queries, as many as one call may carry; what nobody waits for any more ends here."""
@@ -112,13 +134,13 @@ class TierQueue:
             except TimeoutError:
                 return
 
-    async def _serve(self, batch: list[Query]) -> None:
+    async def _serve(self, batch: list[Query], give_back: Callable[[], None]) -> None:
         """Ask the members, and answer or pass on each query as soon as its outcome is known."""
         try:
             try:
                 await self._hear(self._hearing(batch))
             finally:
-                self._free.release()
+                give_back()
         except Exception as error:  # a mistake of ours must not leave clients waiting
             for query in batch:
                 if not query.result.done():
@@ -209,7 +231,7 @@ class TierQueue:
                 if member not in query.heard:
                     answers[row, column] = ABSTAINED
                 elif (heard := query.heard[member]) is not None:
-                    answers[row, column] = heard.argmax()
+                    answers[row, column] = heard.argmax() if heard.any() else ABSTAINED
                     probs[row, column] = heard
         return answers, probs
 
@@ -231,8 +253,7 @@ class TierQueue:
             rows, probs = await self._asked_once(placement, heard, rows)
             rows_left = rows[heard.open[rows]]
             if probs is not None:
-                heard.answers[rows_left, column] = probs[heard.open[rows]].argmax(axis=1)
-                heard.probs[rows_left, column] = probs[heard.open[rows]]
+                self._note_votes(heard, rows_left, column, probs[heard.open[rows]])
                 return
             now = self._core.clock()
             is_time = len(rows_left) > 0 and float(heard.due_s[rows_left].max()) - now > now - began_s
@@ -240,6 +261,14 @@ class TierQueue:
                 heard.failed[rows_left, column] = True
                 return
             retries, rows = retries - 1, rows_left
+
+    def _note_votes(self, heard: Hearing, rows: IntArray, column: int, probs: Probabilities) -> None:
+        """Write down what a member said about rows; for an item that it has no numbers for, its vote is missing."""
+        there = np.isfinite(probs).all(axis=1)
+        answers = np.where(probs.any(axis=1), probs.argmax(axis=1), ABSTAINED)
+        heard.answers[rows, column] = np.where(there, answers, MISSING_VOTE)
+        heard.probs[rows[there], column] = probs[there]
+        heard.failed[rows[~there], column] = True
 
     async def _asked_once(
         self, placement: Placement, heard: Hearing, rows: IntArray
@@ -288,12 +317,11 @@ class TierQueue:
         )
 
 
-def _capacity_per_s(placements: Sequence[Placement]) -> float:
-    """Queries per second that a member's placements answer when all are busy."""
-    busy = [(p.replicas, p.expected_busy_s) for p in placements]
-    return sum(replicas / busy_s if busy_s > 0 else math.inf for replicas, busy_s in busy)
-
-
 def _is_sound(probs: Probabilities, items: int, classes: int) -> bool:
-    """True for finite probabilities of the right shape."""
-    return isinstance(probs, np.ndarray) and probs.shape == (items, classes) and bool(np.isfinite(probs).all())
+    """True for probabilities of the right shape, finite for one item at least."""
+    return (
+        isinstance(probs, np.ndarray)
+        and probs.shape == (items, classes)
+        and np.issubdtype(probs.dtype, np.number)
+        and bool(np.isfinite(probs).all(axis=1).any())
+    )

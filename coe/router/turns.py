@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 
 
@@ -23,22 +25,53 @@ class Turns:
 
 
 class Slots:
-    """How many calls of one placement may be under way; the others wait here, where they can still be taken back."""
+    """How many may be under way at once; the others wait, first come first served. The number may change while some are."""
 
     def __init__(self, count: int) -> None:
-        self._free = asyncio.Semaphore(count)
+        self._count, self._taken = count, 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def take(self, hold_s: float) -> Callable[[], None]:
-        """Wait for a slot; what is returned gives it back, once. A call that hangs loses its slot after `hold_s`."""
-        await self._free.acquire()
+    def resize(self, count: int) -> None:
+        """Let so many be under way from now on; whoever is beyond that ends in peace."""
+        self._count = count
+        self._hand_on()
+
+    async def take(self, hold_s: float = math.inf) -> Callable[[], None]:
+        """Wait for a slot; what is returned gives it back, once. Whoever hangs loses the slot after `hold_s`."""
+        await self._acquired()
         is_held = True
+        timer: asyncio.TimerHandle | None = None
 
         def give_back() -> None:
             nonlocal is_held
             if is_held:
                 is_held = False
-                timer.cancel()
-                self._free.release()
+                if timer is not None:
+                    timer.cancel()
+                self._taken -= 1
+                self._hand_on()
 
-        timer = asyncio.get_running_loop().call_later(hold_s, give_back)
+        if math.isfinite(hold_s):
+            timer = asyncio.get_running_loop().call_later(hold_s, give_back)
         return give_back
+
+    async def _acquired(self) -> None:
+        if self._taken < self._count and not self._waiting:
+            self._taken += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # the slot was handed over, and nobody is there any more
+                self._taken -= 1
+                self._hand_on()
+            raise
+
+    def _hand_on(self) -> None:
+        while self._waiting and self._taken < self._count:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._taken += 1
+                turn.set_result(None)

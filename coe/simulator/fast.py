@@ -20,13 +20,18 @@ from coe.types import FloatArray, IntArray
 class Totals:
     """What is kept of a run whose calls and times per tier would not fit in memory.
 
-    done_s: (queries,).  calls, items: (placements,).  busy_s: (placements,), seconds of replicas.
+    done_s: (queries,).  entered, waited_s: (tiers,), of queries that arrived since the start of counting.  calls, items, busy_s:
+    (placements,), of calls asked since then;  replica_wait_s, service_s: the same, summed over items.
     """
 
     done_s: FloatArray
+    entered: IntArray
+    waited_s: FloatArray
     calls: IntArray
     items: IntArray
     busy_s: FloatArray
+    replica_wait_s: FloatArray
+    service_s: FloatArray
 
 
 def run(network: Network, load: Load, jitter: FloatArray) -> Outcome:
@@ -36,19 +41,20 @@ def run(network: Network, load: Load, jitter: FloatArray) -> Outcome:
     entered, batched = np.full((queries, tiers), np.nan), np.full((queries, tiers), np.nan)
     log = np.empty((most_calls, 3), dtype=np.int64)
     times = np.empty((most_calls, 3))
-    done_s, _, _, _, count = _simulate(*_arguments(network, load, jitter), entered, batched, log, times, True)
+    done_s, _, _, count = _simulate(*_arguments(network, load, jitter), 0.0, entered, batched, log, times, True)
     log, times = log[:count], times[:count]
     calls = Calls(log[:, 0], log[:, 1], log[:, 2], times[:, 0], times[:, 1], times[:, 2])
     return Outcome(done_s, entered, batched, calls)
 
 
-def run_totals(network: Network, load: Load, jitter: FloatArray) -> Totals:
-    """Only when every query was done, and what every placement did."""
+def run_totals(network: Network, load: Load, jitter: FloatArray, since_s: float = 0.0) -> Totals:
+    """When every query was done, and sums of what happened from `since_s` on."""
     none, no_log = np.empty((1, network.tiers)), np.empty((1, 3), dtype=np.int64)
-    done_s, calls, items, busy_s, _ = _simulate(
-        *_arguments(network, load, jitter), none, none.copy(), no_log, np.empty((1, 3)), False
+    done_s, by_tier, by_placement, _ = _simulate(
+        *_arguments(network, load, jitter), since_s, none, none.copy(), no_log, np.empty((1, 3)), False
     )
-    return Totals(done_s, calls, items, busy_s)
+    calls, items = (by_placement[:, i].astype(np.int64) for i in range(2))
+    return Totals(done_s, by_tier[:, 0].astype(np.int64), by_tier[:, 1], calls, items, *by_placement[:, 2:].T)
 
 
 def _arguments(network: Network, load: Load, jitter: FloatArray) -> tuple[object, ...]:
@@ -140,6 +146,7 @@ def _simulate(  # type: ignore[no-untyped-def]
     hop_s,
     service_s,
     jitter,
+    since_s,
     entered_s,
     batched_s,
     log,
@@ -165,7 +172,8 @@ def _simulate(  # type: ignore[no-untyped-def]
         offset[p + 1] = offset[p] + replicas[p]
     free_at = np.zeros(offset[placements])
     credit = np.zeros(placements)
-    calls, items_done, busy_s = np.zeros(placements, np.int64), np.zeros(placements, np.int64), np.zeros(placements)
+    by_tier = np.zeros((tiers, 2))  # queries, seconds in the queue
+    by_placement = np.zeros((placements, 5))  # calls, items, busy seconds; seconds x items of waiting and of computing
     call_number, jitters = 0, jitter.shape[1]
     next_arrival = 0
     while True:
@@ -221,6 +229,9 @@ def _simulate(  # type: ignore[no-untyped-def]
                 for j in range(count):
                     q = queue[t, head[t] + j]
                     batch_of[slot, j] = q
+                    if arrival_s[q] >= since_s:
+                        by_tier[t, 0] += 1
+                        by_tier[t, 1] += now - joined_s[q]
                     if keep:
                         batched_s[q, t] = now
                 head[t] += count
@@ -257,11 +268,14 @@ def _simulate(  # type: ignore[no-untyped-def]
                         log_times[call_number, 1] = start
                         log_times[call_number, 2] = busy
                     call_number += 1
-                    calls[p] += 1
-                    items_done[p] += n
-                    busy_s[p] += busy
+                    if asked_s >= since_s:
+                        by_placement[p, 0] += 1
+                        by_placement[p, 1] += n
+                        by_placement[p, 2] += busy
+                        by_placement[p, 3] += n * (start - asked_s)
+                        by_placement[p, 4] += n * busy
                     heard = max(heard, start + busy + hop_s[p])
                 _push(done_times, done_numbers, pending, heard, sent * slots + slot)
                 pending += 1
                 sent += 1
-    return done_s, calls, items_done, busy_s, call_number
+    return done_s, by_tier, by_placement, call_number

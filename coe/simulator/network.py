@@ -10,9 +10,9 @@ import numpy as np
 from coe.cascade.evaluate import Routing, route
 from coe.cost.capacity import IN_FLIGHT_PER_REPLICA, service_s
 from coe.errors import InvalidInput, Problem
-from coe.placement.columns import crossing_s
+from coe.placement.columns import HOSTED, crossing_s, egress_usd
 from coe.table import PredictionTable
-from coe.types import BoolArray, FloatArray, IntArray, Plan, Profiles
+from coe.types import BoolArray, FloatArray, IntArray, Link, Placement, Plan, Profile, Profiles
 
 HOP_PART = 0.5
 """A call's way there and back takes this part of the profile's p99 of it; its distribution is not recorded."""
@@ -83,30 +83,16 @@ def network_of(plan: Plan, profiles: Profiles) -> Network:
         IN_FLIGHT_PER_REPLICA * min(sum(p.replicas for p in plan.placements if p.member == m) for m in tier.members)
         for tier in plan.cascade.tiers
     ]
-    tables, hops, sigmas = [], [], []
+    largest = max(batch_size)
+    tables, hops = [], []
     for p in placements:
-        accelerator = plan.offer(p.node_type).accelerator
-        profile = profiles.find(p.member, accelerator)
-        if profile is None:
-            remedy = "give the profiles that the plan was made from"
-            raise InvalidInput(Problem(f"profiles: {p.member}", f"has no profile on {accelerator}", remedy=remedy))
-        largest = max(batch_size)
         needed = batch_size[next(t for t, tier in enumerate(plan.cascade.tiers) if p.member in tier.members)]
-        if needed > profile.timings[-1].batch_size:
-            where, found = (
-                f"profile of {p.member} on {accelerator}",
-                f"batches of at most {profile.timings[-1].batch_size}",
-            )
-            rule = f"must hold the plan's batches of {needed}"
-            raise InvalidInput(Problem(where, rule, found, "give the profiles that the plan was made from"))
-        known = min(largest, profile.timings[-1].batch_size)
-        times = [service_s(profile, max(1, n)) / p.share for n in range(known + 1)]
-        tables.append(times + [math.inf] * (largest - known))
-        sites = plan.workload.sites
-        link = None if sites is None else sites.link(plan.offer(p.node_type).site)
-        hops.append(HOP_PART * profile.hop_p99_s + crossing_s(sites, link, max(1, round(p.expected_batch))))
-        timing = min(profile.timings, key=lambda t: abs(t.batch_size - p.expected_batch))
-        sigmas.append(math.log(timing.latency_p99_s / timing.latency_p50_s) / _Z99)
+        profile = profile_of(plan, p, profiles)
+        times = service_times(p, profile, needed, largest)
+        tables.append(times + [math.inf] * (largest + 1 - len(times)))
+        link = link_of(plan, p)
+        away_s = crossing_s(plan.workload.sites, link, max(1, round(p.expected_batch)))
+        hops.append(HOP_PART * profile.hop_p99_s + away_s)
     starts = np.cumsum([0, *(len(own) for own in by_member)])
     return Network(
         batch_size=np.array(batch_size, dtype=np.int64),
@@ -118,9 +104,54 @@ def network_of(plan: Plan, profiles: Profiles) -> Network:
         replicas=np.array([p.replicas for p in placements], dtype=np.int64),
         traffic=np.array([p.traffic for p in placements]),
         hop_s=np.array(hops),
-        sigma=np.array(sigmas),
+        sigma=np.array([jitter_sigma(profile_of(plan, p, profiles), p) for p in placements]),
         service_s=np.array(tables),
     )
+
+
+def profile_of(plan: Plan, placement: Placement, profiles: Profiles) -> Profile:
+    """What a placement runs by: the profile on its node's accelerator, or of the hosted model. `InvalidInput` without one."""
+    accelerator = HOSTED if placement.api else plan.offer(placement.node_type).accelerator
+    profile = profiles.find(placement.member, accelerator)
+    if profile is None:
+        rule, remedy = f"has no profile on {accelerator}", "give the profiles that the plan was made from"
+        raise InvalidInput(Problem(f"profiles: {placement.member}", rule, remedy=remedy))
+    return profile
+
+
+def service_times(placement: Placement, profile: Profile, needed: int, largest: int) -> list[float]:
+    """Seconds of a replica for batches of 0 (as of 1), 1, ... items, up to `largest` or as far as the profile goes.
+
+    Raises `InvalidInput` where it ends below the `needed` size.
+    """
+    known = profile.timings[-1].batch_size
+    if needed > known:
+        where, found = f"profile of {placement.member} on {profile.accelerator}", f"batches of at most {known}"
+        rule = f"must hold the plan's batches of {needed}"
+        raise InvalidInput(Problem(where, rule, found, "give the profiles that the plan was made from"))
+    return [service_s(profile, max(1, n)) / placement.share for n in range(min(largest, known) + 1)]
+
+
+def jitter_sigma(profile: Profile, placement: Placement) -> float:
+    """Of the lognormal factor that takes the median service time to its p99."""
+    timing = min(profile.timings, key=lambda t: abs(t.batch_size - placement.expected_batch))
+    return math.log(timing.latency_p99_s / timing.latency_p50_s) / _Z99
+
+
+def link_of(plan: Plan, placement: Placement) -> Link | None:
+    """The link that a placement's calls cross; None where it runs where the queries arrive."""
+    sites = plan.workload.sites
+    return None if sites is None or placement.api else sites.link(plan.offer(placement.node_type).site)
+
+
+def call_fee_usd(plan: Plan, placement: Placement) -> float:
+    """What one item of a call costs beside machines: the mean price that the plan counts with for a hosted model, or the
+    bytes on a link."""
+    if placement.api:
+        lines = [line for line in plan.usage_lines if line.name == f"API: {placement.api}"]
+        return lines[0].unit_price_usd / 1000 if lines else 0.0
+    link = link_of(plan, placement)
+    return 0.0 if link is None or plan.workload.sites is None else egress_usd(plan.workload.sites, link)
 
 
 def load_of(plan: Plan, table: PredictionTable, arrival_s: FloatArray, rng: np.random.Generator) -> Load:

@@ -10,7 +10,7 @@ import numpy as np
 from coe.cost.model import usd_per_busy_s
 from coe.errors import InvalidInput, Problem
 from coe.records import Answer, BatchRun
-from coe.simulator.run import Simulated
+from coe.simulator.figures import Simulated
 from coe.types import Plan
 
 

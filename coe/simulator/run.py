@@ -1,73 +1,40 @@
-"""One simulation of a plan, and what it says: latency by part, goodput, accuracy, utilisation, dollars on both bases."""
+"""One simulation of a plan whose machines never fail, on the compiled engine: its figures and its ledger."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from scipy.stats import t as student
 
-from coe.cost.model import usd_per_busy_s
 from coe.errors import InvalidInput, Problem
 from coe.records import Answer, BatchRun, NodeSpan, Record
 from coe.simulator import fast
 from coe.simulator.arrivals import stream
-from coe.simulator.engine import Calls, Outcome
-from coe.simulator.network import Load, Network, load_of, network_of
+from coe.simulator.engine import Outcome
+from coe.simulator.figures import Simulated, Tally, figures, placements_of
+from coe.simulator.network import Load, Network, call_fee_usd, load_of, network_of
 from coe.table import PredictionTable
-from coe.types import MISSING_VOTE, FloatArray, Placement, Plan, Profiles
+from coe.types import MISSING_VOTE, FloatArray, Plan, Profiles
 
-CONFIDENCE = 0.95
 _JITTERS = 20_011
 """Factors of service times that are drawn; a prime, so that their cycle falls in with no other."""
 
 
 @dataclass(frozen=True)
-class TierTimes:
-    """Mean seconds that a query of this tier spends: until its batch is sent (filling, or waiting for a slot), for a replica
-    to be free, being computed, and on the way there and back."""
-
-    tier: int
-    reach: float
-    batch_wait_s: float
-    replica_wait_s: float
-    service_s: float
-    network_s: float
-    mean_batch: float
-
-
-@dataclass(frozen=True)
-class Simulated:
-    """Figures of one run, without the queries of the warm-up. `utilisation`: deployment -> busy share of its replicas' time.
-
-    latency_promise_s: the promised quantile of latencies.    goodput: share answered within the promise.
-    """
-
-    seed: int
-    queries: int
-    duration_s: float
-    latency_mean_s: float
-    latency_p50_s: float
-    latency_p99_s: float
-    latency_promise_s: float
-    goodput: float
-    accuracy: float
-    usd_per_1k_usage: float
-    usd_per_1k_allocation: float
-    tiers: tuple[TierTimes, ...]
-    utilisation: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Run:
-    """A simulation: its figures, and everything that happened."""
+    """A simulation: its figures, and what it was made of."""
 
     figures: Simulated
     network: Network
     load: Load
-    outcome: Outcome
+    jitter: FloatArray
+
+    @cached_property
+    def outcome(self) -> Outcome:
+        """Everything that happened, computed again when it is asked for: it needs far more memory than the figures."""
+        return fast.run(self.network, self.load, self.jitter)
 
 
 def simulate(
@@ -100,83 +67,34 @@ def simulate_load(
         raise InvalidInput(Problem("warm-up", "must end before the last arrival", found, "simulate longer"))
     network = network_of(plan, profiles)
     jitter = np.exp(np.outer(network.sigma, stream(seed, "service").normal(0.0, 1.0, _JITTERS)))
-    outcome = fast.run(network, load, jitter)
-    return Run(_figures(plan, table, network, load, outcome, seed, warm_up_s), network, load, outcome)
+    totals = fast.run_totals(network, load, jitter, warm_up_s)
+    tally = _tally(plan, table, network, load, totals, warm_up_s)
+    return Run(figures(plan, tally, seed), network, load, jitter)
 
 
-def _figures(
-    plan: Plan, table: PredictionTable, network: Network, load: Load, outcome: Outcome, seed: int, warm_up_s: float
-) -> Simulated:
+def _tally(
+    plan: Plan, table: PredictionTable, network: Network, load: Load, totals: fast.Totals, warm_up_s: float
+) -> Tally:
     counted = load.arrival_s >= warm_up_s
-    latency = (outcome.done_s - load.arrival_s)[counted]
     items = load.item[counted]
-    queries = int(counted.sum())
-    hours = (float(outcome.done_s.max()) - warm_up_s) / 3600
-    outcome = replace(outcome, calls=_since(outcome.calls, warm_up_s))
-    rented = sum(n.count * n.usd_per_hour for n in plan.nodes) * hours
-    work = plan.workload
-    return Simulated(
-        seed=seed,
-        queries=queries,
-        duration_s=3600 * hours,
-        latency_mean_s=float(latency.mean()),
-        latency_p50_s=float(np.quantile(latency, 0.5)),
-        latency_p99_s=float(np.quantile(latency, 0.99)),
-        latency_promise_s=float(np.quantile(latency, work.latency_quantile)),
-        goodput=float((latency <= work.latency_s).mean()),
-        accuracy=float((load.routing.answer[items] == table.labels[items]).mean()),
-        usd_per_1k_usage=1000 * _used_usd(plan, network, outcome) / queries,
-        usd_per_1k_allocation=1000 * rented / queries,
-        tiers=tuple(_tier_times(network, outcome, t, counted) for t in range(network.tiers)),
-        utilisation=_utilisation(plan, network, outcome, 3600 * hours),
-    )
-
-
-def _since(calls: Calls, start_s: float) -> Calls:
-    """The calls that were asked from then on."""
-    kept = calls.asked_s >= start_s
-    return Calls(*(getattr(calls, f.name)[kept] for f in fields(Calls)))
-
-
-def placements_of(plan: Plan) -> list[Placement]:
-    """The plan's placements in the order of the network's."""
-    return [p for m in plan.cascade.members for p in plan.placements if p.member == m]
-
-
-def _used_usd(plan: Plan, network: Network, outcome: Outcome) -> float:
-    """Dollars for busy time: every call, at the price of the share that it kept busy."""
-    busy = np.bincount(outcome.calls.placement, outcome.calls.busy_s, minlength=len(network.replicas))
-    return float(
-        sum(
-            b * usd_per_busy_s(plan.offer(p.node_type), p.share) for b, p in zip(busy, placements_of(plan), strict=True)
-        )
-    )
-
-
-def _utilisation(plan: Plan, network: Network, outcome: Outcome, duration_s: float) -> dict[str, float]:
-    busy = np.bincount(outcome.calls.placement, outcome.calls.busy_s, minlength=len(network.replicas))
-    return {
-        p.deployment: float(b / (duration_s * r))
-        for p, b, r in zip(placements_of(plan), busy, network.replicas, strict=True)
-    }
-
-
-def _tier_times(network: Network, outcome: Outcome, tier: int, counted: np.ndarray) -> TierTimes:
-    calls = outcome.calls
-    mine = network.member_tier[calls.member] == tier
-    reached = ~np.isnan(outcome.entered_s[:, tier])
-    waited = (outcome.batched_s - outcome.entered_s)[reached & counted, tier]
-    weight = calls.items[mine]
-    if not len(weight) or not len(waited):
-        return TierTimes(tier, float(reached[counted].mean()), 0.0, 0.0, 0.0, 0.0, 0.0)
-    return TierTimes(
-        tier=tier,
-        reach=float(reached[counted].mean()),
-        batch_wait_s=float(waited.mean()),
-        replica_wait_s=float(np.average((calls.start_s - calls.asked_s)[mine], weights=weight)),
-        service_s=float(np.average(calls.busy_s[mine], weights=weight)),
-        network_s=float(np.average(network.hop_s[calls.placement[mine]], weights=weight)),
-        mean_batch=float(weight.mean()),
+    is_answered = load.routing.answer[items] != MISSING_VOTE
+    duration_s = float(totals.done_s.max()) - warm_up_s
+    return Tally(
+        duration_s=duration_s,
+        latency_s=np.where(is_answered, (totals.done_s - load.arrival_s)[counted], np.nan),
+        is_right=load.routing.answer[items] == table.labels[items],
+        entered=totals.entered,
+        waited_s=totals.waited_s,
+        calls=totals.calls,
+        items=totals.items,
+        busy_s=totals.busy_s,
+        replica_wait_s=totals.replica_wait_s,
+        service_s=totals.service_s,
+        network_s=totals.items * network.hop_s,
+        rented_usd=sum(n.count * n.usd_per_hour for n in plan.nodes) * duration_s / 3600,
+        degraded=int((load.routing.degraded[items] & is_answered).sum()),
+        replica_s=duration_s * network.replicas.astype(np.float64),
+        fees_usd=float(sum(n * call_fee_usd(plan, p) for n, p in zip(totals.items, placements_of(plan), strict=True))),
     )
 
 
@@ -212,12 +130,3 @@ def records_of(plan: Plan, run: Run, started_s: float = 0.0) -> Iterator[Record]
             bool(failed or routing.degraded[item]),
             "failed" if failed else "ok",
         )
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean of independent runs, and the half width of its 95% confidence interval (Student); infinite for a single run."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, math.inf
-    half = student.ppf(0.5 + CONFIDENCE / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return mean, float(half)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from coe.errors import Infeasible, Unavailable
 from coe.simulator.arrivals import poisson, stream
-from coe.simulator.run import Simulated, simulate
+from coe.simulator.figures import Simulated
+from coe.simulator.run import simulate
 from coe.table import PredictionTable
 from coe.types import Plan, Profiles, Workload
 

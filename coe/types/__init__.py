@@ -69,6 +69,12 @@ from coe.types.pool import (
     Member,
     Pool,
 )
+from coe.types.scenarios import (
+    Failures,
+    Loss,
+    Scaling,
+    Scenario,
+)
 from coe.types.workloads import (
     SURVIVING_UTILISATION,
     Link,
@@ -95,6 +101,7 @@ __all__ = [
     "Costs",
     "Count",
     "Day",
+    "Failures",
     "Fleet",
     "FleetNode",
     "FloatArray",
@@ -106,6 +113,7 @@ __all__ = [
     "IntArray",
     "Link",
     "LoadPoint",
+    "Loss",
     "Member",
     "Name",
     "NotNegative",
@@ -124,6 +132,8 @@ __all__ = [
     "Profile",
     "Profiles",
     "RouterPlacement",
+    "Scaling",
+    "Scenario",
     "Sensitivity",
     "Sites",
     "SolverReport",

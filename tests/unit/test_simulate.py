@@ -16,8 +16,9 @@ from coe.placement.optimize import plan
 from coe.records import Answer, BatchRun
 from coe.report.summarise import summarise
 from coe.simulator.arrivals import diurnal, gamma, on_off, poisson, replay, stream
+from coe.simulator.figures import interval
 from coe.simulator.observed import observed
-from coe.simulator.run import interval, records_of, simulate
+from coe.simulator.run import records_of, simulate
 from coe.simulator.verify import tightened, verdict, verified
 from coe.types import Link, Plan, Profiles, Sites, Workload
 from tests import factories

@@ -1,0 +1,78 @@
+"""What may go otherwise than planned, for a simulation: machines that fail or come late, loads that replicas follow."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from coe.types.base import Name, NotNegative, Noun, OpenFraction, Positive, PositiveCount
+
+
+class Loss(Noun):
+    """One node of a type is lost at a known moment."""
+
+    at_s: NotNegative
+    node_type: Name
+    notice_s: NotNegative = 0.0
+    """So long before, the provider says so: its replacement is ordered, and it starts no more calls."""
+
+
+class Failures(Noun):
+    """How often machines and processes fail; the gaps are exponential. None means never."""
+
+    node_mtbf_s: Positive | None = None
+    """Mean time between failures of one node."""
+    spot_mtbf_s: Positive | None = None
+    """Mean time until a spot node is taken away."""
+    spot_notice_s: NotNegative = 120.0
+    """The provider's warning before."""
+    replica_mtbf_s: Positive | None = None
+    """Mean time between crashes of one replica's process."""
+    replica_restart_s: NotNegative = 10.0
+    """Beside its loading."""
+    losses: tuple[Loss, ...] = ()
+    """Nodes that are lost at known moments."""
+
+
+class Scaling(Noun):
+    """Replicas that follow the load. The names and defaults are those of Ray Serve's autoscaling configuration."""
+
+    policy: Literal["ongoing", "reach"] = "reach"
+    """``ongoing``: Serve's default, by each deployment's calls under way. ``reach``: every tier by what arrives at the first one
+    times the upper confidence bound of its reach, before its own queue grows."""
+    min_replicas: PositiveCount = 1
+    max_replicas: PositiveCount = 100
+    target_ongoing_requests: Positive = 2.0
+    """Of the policy ``ongoing``: calls under way per replica."""
+    confidence: OpenFraction = 0.95
+    """Of the policy ``reach``: of the upper bound of each member's calls per query."""
+    interval_s: Positive = 1.0
+    """How often the policy is asked."""
+    look_back_s: Positive = 30.0
+    """Loads are means over so long."""
+    upscale_delay_s: NotNegative = 30.0
+    downscale_delay_s: NotNegative = 600.0
+    node_idle_s: NotNegative = 300.0
+    """A node without replicas is given back after so long."""
+
+
+class Scenario(Noun):
+    """The world around a plan."""
+
+    kind: Literal["scenario"] = "scenario"
+    version: Literal[1] = 1
+    node_start_s: NotNegative = 60.0
+    """From the order of a node to its first replica beginning to load."""
+    is_cold: bool = False
+    """True: nothing runs when the first query comes. False: the whole plan runs already."""
+    billed_in_s: Positive = 1.0
+    """Providers bill begun units of so long: 1 by the second, 3600 by the hour."""
+    deadline_s: Positive | None = None
+    """Clients wait so long; after it a query takes the best answer it has, or fails."""
+    router_s_per_query: NotNegative = 0.0
+    """Time of a router's one core for a query, in and out; `coe simulate --compare` shows whether it is needed."""
+    router_mtbf_s: Positive | None = None
+    """Mean time between failures of one router, whose open queries fail with it."""
+    failures: Failures = Failures()
+    scaling: Scaling | None = None
+    gear_look_back_s: Positive = 30.0
+    """The load that gears follow is a mean over so long."""
