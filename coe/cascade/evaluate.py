@@ -14,7 +14,7 @@ from coe.cascade.beliefs import prepared
 from coe.cascade.decide import decide
 from coe.errors import InvalidInput, Problem
 from coe.table import Outputs, PredictionTable
-from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, CascadeStats, IntArray, Tier
+from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, CascadeStats, FloatArray, IntArray, Tier
 
 CONFIDENCE = 0.95
 
@@ -58,6 +58,18 @@ def route(cascade: Cascade, table: PredictionTable) -> Routing:
         degraded[ended] = lacking(outputs, own)[done]
         waiting = waiting[~done]
     return Routing(answer, last, degraded, asked)
+
+
+def scores_of(cascade: Cascade, table: PredictionTable, routing: Routing) -> FloatArray:
+    """(items,): the score with which the tier that answered decided."""
+    scores = np.zeros(len(table))
+    for number, tier in enumerate(cascade.tiers):
+        rows = np.flatnonzero(routing.tier == number)
+        outputs = tier_outputs(cascade, number, table, rows)
+        if tier.carry:
+            outputs = _carried(cascade, number, outputs, routing.asked[rows])
+        scores[rows] = decide(tier, outputs).score
+    return scores
 
 
 def tier_outputs(cascade: Cascade, number: int, table: PredictionTable, rows: IntArray | None = None) -> Outputs:

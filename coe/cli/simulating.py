@@ -7,36 +7,30 @@ import datetime
 import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
 
 from coe import files
+from coe.cli.arriving import Arrivals, Trace, Unit, drawn, of_trace
 from coe.cli.console import place, progress, say, wrote
 from coe.errors import GateExceeded, InvalidInput, Problem
+from coe.records import Record
 from coe.table import PredictionTable
-from coe.types import FloatArray, Plan, Profiles
+from coe.types import FloatArray, Gears, IntArray, Plan, Profiles, Scenario
+
+if TYPE_CHECKING:
+    from coe.simulator.figures import Simulated
 
 DURATION_S = 300.0
 SPLIT = "test"
-
-
-class Arrivals(StrEnum):
-    """How queries arrive where no trace says it."""
-
-    poisson = "poisson"
-    bursty = "bursty"
-    diurnal = "diurnal"
-
-
-class Unit(StrEnum):
-    """Of the times of a trace."""
-
-    s = "s"
-    ms = "ms"
+SILENT_AT_ZERO = ("unanswered", "of them refused", "degraded")
+TOLD = 12
+"""So many happenings of a run are printed."""
 
 
 class Form(StrEnum):
@@ -44,6 +38,14 @@ class Form(StrEnum):
 
     text = "text"
     json = "json"
+
+
+class EngineName(StrEnum):
+    """What runs the queues."""
+
+    auto = "auto"
+    compiled = "compiled"
+    router = "router"
 
 
 def simulate(
@@ -57,8 +59,17 @@ def simulate(
     burstiness: Annotated[
         float, typer.Option("--burstiness", min=0.01, help="Of bursty arrivals: spread of the gaps over their mean.")
     ] = 2.0,
+    on_s: Annotated[
+        float, typer.Option("--on", min=0.001, help="Mean seconds of traffic, with --arrivals on-off.")
+    ] = 10.0,
+    off_s: Annotated[float, typer.Option("--off", min=0, help="Mean seconds of silence between.")] = 10.0,
+    period_s: Annotated[float, typer.Option("--period", min=0.001, help="Of diurnal arrivals, in seconds.")] = 86_400.0,
+    swing: Annotated[float, typer.Option("--swing", min=0, max=1, help="Of diurnal arrivals, up and down.")] = 0.5,
     trace: Annotated[Path | None, typer.Option("--trace", help="CSV of arrival times, plain or .gz.")] = None,
     time_column: Annotated[str, typer.Option("--time-column", help="Column of the trace.")] = "t_s",
+    item_column: Annotated[
+        str | None, typer.Option("--item-column", help="Column that says which item each request replays; else drawn.")
+    ] = None,
     scale: Annotated[float, typer.Option("--scale", min=1e-6, help="Replay the trace so many times as fast.")] = 1.0,
     time_unit: Annotated[Unit, typer.Option("--time-unit", help="Of the trace's times.")] = Unit.s,
     duration: Annotated[
@@ -66,6 +77,21 @@ def simulate(
         typer.Option("--duration", min=0.001, help="Seconds to simulate [default: 300, or the whole trace]."),
     ] = None,
     warm_up: Annotated[float, typer.Option("--warm-up", min=0, help="Seconds left out of the figures.")] = 0.0,
+    scenario: Annotated[
+        Path | None,
+        typer.Option("--scenario", help="scenario.yaml: failures, preemption, start-up, billing, deadlines, scaling."),
+    ] = None,
+    gears: Annotated[
+        Path | None, typer.Option("--gears", help="gears.yaml of `coe plan --rates`, followed live.")
+    ] = None,
+    engine: Annotated[
+        EngineName,
+        typer.Option(
+            "--engine",
+            help="compiled: millions of queries, machines that never fail. router: the service's own code. auto: the first "
+            "unless the second is needed.",
+        ),
+    ] = EngineName.auto,
     split: Annotated[str, typer.Option("--split", help="Items to replay.")] = SPLIT,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Same seed, same ledger.")] = 0,
     replications: Annotated[int, typer.Option("--replications", min=1, help="Independent runs.")] = 1,
@@ -87,47 +113,49 @@ def simulate(
       coe simulate plan.yaml --predictions predictions.npz --profiles profiles.yaml --replications 10 --parallel
       coe simulate plan.yaml --predictions predictions.npz --profiles profiles.yaml --rate 500 --ledger simulated.jsonl
       coe simulate plan.yaml --predictions predictions.npz --profiles profiles.yaml --trace trace.csv.gz --scale 10
+      coe simulate plan.yaml --predictions predictions.npz --profiles profiles.yaml --scenario spot.yaml
     """
     from coe.simulator.verify import verdict
 
     if trace is not None and rate is not None:
         raise InvalidInput(Problem("--rate", "a trace has its own rate", remedy="use --scale to replay it faster"))
+    if item_column is not None and trace is None:
+        raise InvalidInput(Problem("--item-column", "is a column of a trace", remedy="give --trace"))
     if compare is not None and form is Form.json:
         raise InvalidInput(Problem("--compare", "prints text alone", remedy="leave out --format json"))
     plan, known = files.read(plan_file, Plan), files.read(profiles, Profiles)
-    table = files.read_predictions(predictions).split(split)
-    times = [
-        _times(
-            trace,
-            time_column,
-            time_unit,
-            scale,
-            duration,
-            rate or plan.workload.rate_per_s,
-            arrivals,
-            burstiness,
-            seed + i,
+    table = files.read_predictions(predictions)
+    _tell_of_other_inputs(plan, known, table)
+    table = table.split(split)
+    world = _World(
+        plan,
+        known,
+        table,
+        None if scenario is None else files.read(scenario, Scenario),
+        None if gears is None else files.read(gears, Gears),
+        engine,
+        warm_up,
+    )
+    world.check()
+    traced = None
+    if trace is not None:
+        traced = of_trace(trace, Trace(time_column, time_unit, item_column, scale), table.items, duration)
+    per_s, length_s = rate or plan.workload.rate_per_s, DURATION_S if duration is None else duration
+    jobs = []
+    for i in range(replications):
+        came = traced or (
+            drawn(arrivals, per_s, length_s, seed + i, burstiness, (on_s, off_s), (period_s, swing)),
+            None,
         )
-        for i in range(replications if trace is None else 1)
-    ]
-    jobs = [(plan, known, table, times[i % len(times)], seed + i, warm_up) for i in range(replications)]
-    figures = []
-    with progress("simulate") as advance:
-        if parallel and replications > 1:
-            with ProcessPoolExecutor() as processes:
-                for found in processes.map(_figures, jobs):
-                    figures.append(found)
-                    advance(len(figures), replications)
-        else:
-            for job in jobs:
-                figures.append(_figures(job))
-                advance(len(figures), replications)
+        jobs.append(_Job(world, *came, seed + i, with_records=ledger is not None and i == 0))
+    runs = _run_all(jobs, parallel and replications > 1)
+    figures = [r.figures for r in runs]
     if ledger is not None:
-        _write_ledger(ledger, jobs[0])
+        _write_ledger(ledger, plan, runs[0])
     if form is Form.json:
         print(json.dumps([dataclasses.asdict(f) for f in figures], indent=2))
     else:
-        print(_told(figures), end="")
+        print(_told(figures) + _happened(runs[0].told), end="")
         if compare is not None:
             print(_compared(plan, figures, compare), end="")
     judged = verdict(figures, plan.workload)
@@ -136,64 +164,125 @@ def simulate(
         raise GateExceeded([str(judged)])
 
 
-_Job = tuple[Plan, Profiles, PredictionTable, FloatArray, int, float]
+@dataclass(frozen=True)
+class _World:
+    """All that a run is made of but its arrivals."""
+
+    plan: Plan
+    profiles: Profiles
+    table: PredictionTable
+    scenario: Scenario | None
+    gears: Gears | None
+    engine: EngineName
+    warm_up_s: float
+
+    @property
+    def asks_for_router(self) -> str:
+        """What the compiled engine does not know; empty where there is nothing."""
+        from coe.simulator.verify import beyond_compiled
+
+        if self.scenario is not None or self.gears is not None:
+            return "a scenario or gears"
+        return beyond_compiled(self.plan, self.profiles)
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.engine is EngineName.compiled or (self.engine is EngineName.auto and not self.asks_for_router)
+
+    def check(self) -> None:
+        """Refuse an engine that would leave out what was asked for."""
+        if self.engine is EngineName.compiled and (what := self.asks_for_router):
+            raise InvalidInput(
+                Problem("--engine", f"the compiled engine does not know {what}", "compiled", "use router")
+            )
 
 
-def _figures(job: _Job):  # type: ignore[no-untyped-def]
+@dataclass(frozen=True)
+class _Job:
+    world: _World
+    arrival_s: FloatArray
+    item: IntArray | None
+    seed: int
+    with_records: bool
+
+
+@dataclass(frozen=True)
+class _Done:
+    figures: Simulated
+    records: tuple[Record, ...]
+    told: tuple[tuple[float, str], ...]
+
+
+def _run(job: _Job) -> _Done:
     """One run, in whatever process."""
-    from coe.simulator.run import simulate as run
-
-    plan, profiles, table, arrival_s, seed, warm_up_s = job
-    return run(plan, profiles, table, arrival_s, seed=seed, warm_up_s=warm_up_s).figures
-
-
-def _times(
-    trace: Path | None,
-    column: str,
-    unit: Unit,
-    scale: float,
-    duration: float | None,
-    rate_per_s: float,
-    kind: Arrivals,
-    burstiness: float,
-    seed: int,
-) -> FloatArray:
-    """When queries arrive: a trace, whole or its first seconds, or a stream."""
-    from coe.prices.sources.table import rows
-    from coe.simulator import arrivals
-
-    duration_s = DURATION_S if duration is None else duration
-    if trace is None:
-        rng = arrivals.stream(seed, "arrivals")
-        if kind is Arrivals.poisson:
-            return arrivals.poisson(rng, rate_per_s, duration_s)
-        if kind is Arrivals.bursty:
-            return arrivals.gamma(rng, rate_per_s, duration_s, burstiness)
-        return arrivals.diurnal(rng, rate_per_s, duration_s)
-    problems: list[Problem] = []
-    raw = [line.number(column, least=-1e18) for line in rows(trace, (column,), problems, "a trace of arrivals")]
-    if problems:
-        raise InvalidInput(problems)
-    replayed = arrivals.replay(np.array(raw, dtype=np.float64) / (1000 if unit is Unit.ms else 1), scale)
-    return replayed if duration is None else replayed[replayed < duration]
-
-
-def _write_ledger(path: Path, job: _Job) -> None:
-    from coe.ledger import write_ledger
     from coe.simulator.run import records_of
     from coe.simulator.run import simulate as run
+    from coe.simulator.served import serve
 
-    plan, profiles, table, arrival_s, seed, warm_up_s = job
-    found = run(plan, profiles, table, arrival_s, seed=seed, warm_up_s=warm_up_s)
+    w = job.world
+    if w.is_compiled:
+        found = run(w.plan, w.profiles, w.table, job.arrival_s, item=job.item, seed=job.seed, warm_up_s=w.warm_up_s)
+        records = tuple(records_of(w.plan, w.table, found)) if job.with_records else ()
+        return _Done(found.figures, records, ())
+    served = serve(
+        w.plan,
+        w.profiles,
+        w.table,
+        job.arrival_s,
+        w.scenario,
+        item=job.item,
+        gears=w.gears,
+        seed=job.seed,
+        warm_up_s=w.warm_up_s,
+    )
+    return _Done(served.figures, served.records if job.with_records else (), served.told)
+
+
+def _run_all(jobs: Sequence[_Job], parallel: bool) -> list[_Done]:
+    done: list[_Done] = []
+    with progress("simulate") as advance:
+        if parallel:
+            with ProcessPoolExecutor() as processes:
+                for found in processes.map(_run, jobs):
+                    done.append(found)
+                    advance(len(done), len(jobs))
+        else:
+            for job in jobs:
+                done.append(_run(job))
+                advance(len(done), len(jobs))
+    return done
+
+
+def _tell_of_other_inputs(plan: Plan, profiles: Profiles, table: PredictionTable) -> None:
+    """Say so where a plan is simulated with other profiles or predictions than it was made from."""
+    for name, found in (("profiles", profiles.fingerprint()), ("predictions", table.fingerprint())):
+        if name in plan.inputs and plan.inputs[name] != found:
+            say(f"note: these are not the {name} that the plan was made from")
+
+
+def _write_ledger(path: Path, plan: Plan, run: _Done) -> None:
+    from coe.ledger import write_ledger
+    from coe.simulator.served import with_start
+
     path.unlink(missing_ok=True)
     # a fixed day, so that the same seed gives the same bytes: that of the newest price
     newest = max(datetime.date.fromisoformat(o.date) for o in plan.offers)
     started_s = datetime.datetime.combine(newest, datetime.time(), datetime.UTC).timestamp()
-    write_ledger(path, plan.fingerprint(), started_s, records_of(plan, found, started_s))
-    wrote(path, f"{found.figures.queries} answers; read it with: coe report --ledger {path}")
+    write_ledger(path, plan.fingerprint(), started_s, with_start(run.records, started_s))
+    wrote(path, f"{run.figures.queries} queries; read it with: coe report --ledger {path}")
 
 
-def _told(figures: Sequence) -> str:  # type: ignore[type-arg]
+def _happened(told: Sequence[tuple[float, str]]) -> str:
+    """What happened to machines in the first run."""
+    if not told:
+        return ""
+    lines = ["  happenings of the first run:", *(f"    {at:>10.1f} s  {what}" for at, what in told[:TOLD])]
+    if len(told) > TOLD:
+        lines.append(f"    and {len(told) - TOLD} more")
+    return "\n".join(lines) + "\n"
+
+
+def _told(figures: Sequence[Simulated]) -> str:
     """The figures of all runs: means, with 95% intervals where there are several."""
     from coe.simulator.figures import interval
 
@@ -204,11 +293,16 @@ def _told(figures: Sequence) -> str:  # type: ignore[type-arg]
         ("latency, p99", "s", [f.latency_p99_s for f in figures]),
         ("within the promise", "", [f.goodput for f in figures]),
         ("accuracy", "", [f.accuracy for f in figures]),
+        ("unanswered", "", [f.unanswered for f in figures]),
+        ("of them refused", "", [f.refused for f in figures]),
+        ("degraded", "", [f.degraded for f in figures]),
         ("$ per 1,000, used", "", [f.usd_per_1k_usage for f in figures]),
         ("$ per 1,000, rented", "", [f.usd_per_1k_allocation for f in figures]),
     ]
     lines = [f"{len(figures)} run(s), {first.queries} queries in {first.duration_s:.0f} s (the first)"]
     for name, unit, values in rows:
+        if name in SILENT_AT_ZERO and not any(values):
+            continue
         mean, half = interval(values)
         spread = f" ± {half:.2g}" if np.isfinite(half) else ""
         lines.append(f"  {name:<22}{mean:.4g}{spread} {unit}".rstrip())
@@ -219,10 +313,12 @@ def _told(figures: Sequence) -> str:  # type: ignore[type-arg]
         for t in first.tiers
     ]
     lines += [f"  {name}: {busy:.0%} busy" for name, busy in first.utilisation.items()]
+    if first.saved_items:
+        lines.append(f"  decided early: {first.saved_items} calls of an item were not needed (the first run)")
     return "\n".join(lines) + "\n"
 
 
-def _compared(plan: Plan, figures: Sequence, path: Path) -> str:  # type: ignore[type-arg]
+def _compared(plan: Plan, figures: Sequence[Simulated], path: Path) -> str:
     """Simulated and observed side by side."""
     from coe.ledger import read_ledger
     from coe.records import Answer, BatchRun

@@ -10,12 +10,16 @@ from typing import Literal
 import numpy as np
 
 from coe.errors import InvalidInput, Problem
-from coe.types import Offer, Profile, Profiles
+from coe.types import Offer, Placement, Profile, Profiles
 
 Quantile = Literal["p50", "p99"]
 IN_FLIGHT_PER_REPLICA = 2
-"""Batches under way per replica of a tier's scarcest member: one computes, the next one waits there already. The router's rule,
-and the simulator's."""
+"""Batches under way per replica of a tier's scarcest member: one computes, the next one waits there already."""
+
+
+def in_flight(placement: Placement, replicas: int) -> int:
+    """Calls of a placement that may be under way with so many replicas. The router's rule, and the simulator's."""
+    return (placement.calls_at_once or IN_FLIGHT_PER_REPLICA) * max(1, replicas)
 
 
 def service_s(profile: Profile, batch: float, quantile: Quantile = "p50") -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from coe.cost.model import node_lines, usage_line
 from coe.placement.candidates import Placed, World
+from coe.placement.columns import Column
 from coe.placement.judge import (
     busy_device_s_per_s,
     busy_s_per_item,
@@ -111,6 +113,7 @@ def _placements(placed: Placed) -> tuple[Placement, ...]:
                 share=share,
                 api=column.api,
                 batch_size=column.batch_size,
+                calls_at_once=_calls_at_once(column),
                 traffic=min(1.0, sum(flows) / problem.demand_per_s[column.member]),
                 expected_batch=batches[c],
                 expected_busy_s=busy_s_per_item(column, flows, batches[c]) / share,
@@ -118,6 +121,15 @@ def _placements(placed: Placed) -> tuple[Placement, ...]:
             )
         )
     return tuple(result)
+
+
+def _calls_at_once(column: Column) -> int | None:
+    """Little's law for a language model: requests per second x seconds of each is how many it works on at its best rate."""
+    if column.api is not None:
+        return column.batch_size
+    if not column.profile.token_rates:
+        return None
+    return max(1, math.ceil(max(r.requests_per_s * r.latency_p99_s for r in column.profile.token_rates)))
 
 
 def _usage_lines(placed: Placed) -> tuple[CostLine, ...]:

@@ -67,7 +67,7 @@ class RouterCore:
         for placement in placements:
             by_member.setdefault(placement.member, []).append(placement)
         self.tiers = [TierQueue(i, cascade, by_member, self) for i in range(len(cascade.tiers))]
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}  # in the order in which they began
 
     async def ask(self, queries: Mapping[str, Batch], *, timeout_s: float = math.inf) -> list[Answer | Unanswered]:
         """The answer to every item (id -> array), in order; `Unanswered` stands for one that nobody answered.
@@ -110,17 +110,22 @@ class RouterCore:
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a batch or a member call beside everything else, and know of it when closing."""
         task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
         return task
 
     async def close(self) -> None:
         """Give batches and calls under way a moment to end, then cancel them; such calls are recorded as cancelled."""
         if self._tasks:
-            _, pending = await asyncio.wait(self._tasks, timeout=CLOSING_GRACE_S)
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
+            await asyncio.wait(self._tasks, timeout=CLOSING_GRACE_S)
+            await self.abandon()
+
+    async def abandon(self) -> None:
+        """Cancel batches and calls under way, in the order in which they began."""
+        pending = tuple(self._tasks)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
 
     def settle(self, number: int, batch: Sequence[Query], decision: Decision) -> None:
         """Answer what is accepted, pass on the rest; the last tier has no next and falls back."""

@@ -14,7 +14,7 @@ import numpy as np
 from coe.cascade.beliefs import prepared
 from coe.cascade.decide import decide
 from coe.cascade.evaluate import lacking
-from coe.cost.capacity import IN_FLIGHT_PER_REPLICA
+from coe.cost.capacity import in_flight
 from coe.records import BatchRun
 from coe.router.queries import Batch, Query
 from coe.router.turns import Slots, Turns
@@ -60,7 +60,7 @@ class TierQueue:
         self._placements = {m: tuple(placements[m]) for m in tier.members}
         self._turns = {m: Turns([p.traffic for p in placements[m]]) for m in tier.members}
         self._replicas = {p.deployment: p.replicas for m in tier.members for p in placements[m]}
-        self._slots = {d: Slots(IN_FLIGHT_PER_REPLICA * n) for d, n in self._replicas.items()}
+        self._slots = {p.deployment: Slots(in_flight(p, p.replicas)) for m in tier.members for p in placements[m]}
         self.batch_size = min(p.batch_size for m in tier.members for p in placements[m])
         self._batches = Slots(self._most_batches())
         self._arrived = asyncio.Event()
@@ -78,14 +78,15 @@ class TierQueue:
 
     def _most_batches(self) -> int:
         """Batches under way at once: what the scarcest member can take."""
-        scarcest = min(sum(self._replicas[p.deployment] for p in self._placements[m]) for m in self.tier.members)
-        return IN_FLIGHT_PER_REPLICA * max(1, scarcest)
+        return min(
+            sum(in_flight(p, self._replicas[p.deployment]) for p in self._placements[m]) for m in self.tier.members
+        )
 
     def resize(self, deployment: str, replicas: int) -> None:
         """Follow a deployment that has more or fewer replicas than before."""
-        if deployment in self._slots:
+        for placement in (p for own in self._placements.values() for p in own if p.deployment == deployment):
             self._replicas[deployment] = replicas
-            self._slots[deployment].resize(IN_FLIGHT_PER_REPLICA * max(1, replicas))
+            self._slots[deployment].resize(in_flight(placement, replicas))
             self._batches.resize(self._most_batches())
 
     def put(self, queries: Sequence[Query]) -> None:

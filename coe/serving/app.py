@@ -41,7 +41,7 @@ def build(args: CascadeArgs) -> Application:
         member = serve.deployment(MemberReplica).options(
             name=placement.deployment,
             num_replicas=placement.replicas,
-            max_ongoing_requests=MEMBER_QUEUE,
+            max_ongoing_requests=max(MEMBER_QUEUE, placement.calls_at_once or 0),
             graceful_shutdown_wait_loop_s=SHUTDOWN_POLL_S,
             graceful_shutdown_timeout_s=SHUTDOWN_S,
             ray_actor_options=replica_options(plan.offer(placement.node_type), placement.share),

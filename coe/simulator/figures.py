@@ -87,11 +87,12 @@ class Simulated:
 
 
 def figures(plan: Plan, tally: Tally, seed: int) -> Simulated:
-    """The figures of a run. Dollars per 1,000 are per query that came, answered or not."""
+    """The figures of a run. Dollars per 1,000 are per query that was answered, as in the report."""
     work = plan.workload
     queries = len(tally.latency_s)
     answered = ~np.isnan(tally.latency_s)
     latency = tally.latency_s[answered]
+    thousands = max(1, len(latency)) / 1000
     p50, p99, promised = np.quantile(latency, [0.5, 0.99, work.latency_quantile]) if len(latency) else [math.nan] * 3
     return Simulated(
         seed=seed,
@@ -103,8 +104,8 @@ def figures(plan: Plan, tally: Tally, seed: int) -> Simulated:
         latency_promise_s=float(promised),
         goodput=float((latency <= work.latency_s).sum() / queries),
         accuracy=float(tally.is_right[answered].mean()) if len(latency) else math.nan,
-        usd_per_1k_usage=1000 * (_used_usd(plan, tally.busy_s) + tally.fees_usd) / queries,
-        usd_per_1k_allocation=1000 * (tally.rented_usd + tally.fees_usd) / queries,
+        usd_per_1k_usage=(_used_usd(plan, tally.busy_s) + tally.fees_usd) / thousands,
+        usd_per_1k_allocation=(tally.rented_usd + tally.fees_usd) / thousands,
         tiers=tuple(_tier_times(plan, tally, t) for t in range(len(plan.cascade.tiers))),
         utilisation={
             p.deployment: float(busy / there) if there else 0.0

@@ -46,7 +46,7 @@ class Machines:
     def __init__(self, scenario: Scenario, seed: int, tell: Tell) -> None:
         self._scenario, self._seed, self._tell = scenario, seed, tell
         self.nodes: list[Node] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
 
     # --- Renting -------------------------------------------------------------------------------------------------------
 
@@ -258,8 +258,8 @@ class Machines:
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
         return task
 
 

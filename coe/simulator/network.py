@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from coe.cascade.evaluate import Routing, route
-from coe.cost.capacity import IN_FLIGHT_PER_REPLICA, service_s
+from coe.cost.capacity import in_flight, service_s
 from coe.errors import InvalidInput, Problem
 from coe.placement.columns import HOSTED, crossing_s, egress_usd
+from coe.simulator.arrivals import stream
 from coe.table import PredictionTable
 from coe.types import BoolArray, FloatArray, IntArray, Link, Placement, Plan, Profile, Profiles
 
@@ -80,7 +81,7 @@ def network_of(plan: Plan, profiles: Profiles) -> Network:
     placements = [p for own in by_member for p in own]
     batch_size = [min(p.batch_size for p in plan.placements if p.member in tier.members) for tier in plan.cascade.tiers]
     slots = [
-        IN_FLIGHT_PER_REPLICA * min(sum(p.replicas for p in plan.placements if p.member == m) for m in tier.members)
+        min(sum(in_flight(p, p.replicas) for p in plan.placements if p.member == m) for m in tier.members)
         for tier in plan.cascade.tiers
     ]
     largest = max(batch_size)
@@ -154,10 +155,17 @@ def call_fee_usd(plan: Plan, placement: Placement) -> float:
     return 0.0 if link is None or plan.workload.sites is None else egress_usd(plan.workload.sites, link)
 
 
-def load_of(plan: Plan, table: PredictionTable, arrival_s: FloatArray, rng: np.random.Generator) -> Load:
-    """Queries that replay the items of `table`, drawn at random; routing is that of evaluation.
+def items_of(table: PredictionTable, queries: int, item: IntArray | None, seed: int) -> IntArray:
+    """(queries,): the rows of `table` that queries replay: those given, else drawn at random."""
+    if item is not None:
+        return item
+    return stream(seed, "items").integers(0, len(table), queries)
+
+
+def load_of(plan: Plan, table: PredictionTable, arrival_s: FloatArray, item: IntArray) -> Load:
+    """Queries that replay the rows `item` of `table`; routing is that of evaluation.
 
     Raises `InvalidInput` where a member of the plan has no predictions.
     """
     table.columns(list(plan.cascade.members))
-    return Load(arrival_s, rng.integers(0, len(table), len(arrival_s)), route(plan.cascade, table))
+    return Load(arrival_s, item, route(plan.cascade, table))

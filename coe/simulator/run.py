@@ -8,15 +8,16 @@ from functools import cached_property
 
 import numpy as np
 
+from coe.cascade.evaluate import scores_of
 from coe.errors import InvalidInput, Problem
 from coe.records import Answer, BatchRun, NodeSpan, Record
 from coe.simulator import fast
 from coe.simulator.arrivals import stream
 from coe.simulator.engine import Outcome
 from coe.simulator.figures import Simulated, Tally, figures, placements_of
-from coe.simulator.network import Load, Network, call_fee_usd, load_of, network_of
+from coe.simulator.network import Load, Network, call_fee_usd, items_of, load_of, network_of
 from coe.table import PredictionTable
-from coe.types import MISSING_VOTE, FloatArray, Plan, Profiles
+from coe.types import MISSING_VOTE, FloatArray, IntArray, Plan, Profiles
 
 _JITTERS = 20_011
 """Factors of service times that are drawn; a prime, so that their cycle falls in with no other."""
@@ -43,16 +44,18 @@ def simulate(
     table: PredictionTable,
     arrival_s: FloatArray,
     *,
+    item: IntArray | None = None,
     seed: int = 0,
     warm_up_s: float = 0.0,
 ) -> Run:
-    """The plan serving queries that arrive at `arrival_s` (rising seconds from 0) and replay items of `table` at random.
+    """The plan serving queries that arrive at `arrival_s` (rising seconds from 0) and replay items of `table`: the rows
+    `item` (queries,), else drawn at random.
 
     Answers and tiers are those of evaluation, item by item; service times are the profiles' medians with lognormal jitter that
     reaches their p99. Raises `InvalidInput` for no arrivals, for a warm-up that leaves none, and for members without
     predictions or profiles.
     """
-    load = load_of(plan, table, arrival_s, stream(seed, "items"))
+    load = load_of(plan, table, arrival_s, items_of(table, len(arrival_s), item, seed))
     return simulate_load(plan, profiles, table, load, seed=seed, warm_up_s=warm_up_s)
 
 
@@ -98,12 +101,12 @@ def _tally(
     )
 
 
-def records_of(plan: Plan, run: Run, started_s: float = 0.0) -> Iterator[Record]:
-    """The ledger of a run that started at `started_s`, as the service writes it. Scores are not
-    simulated and stand as 0; a query that the last tier cannot answer has failed, without the earlier tier's fallback."""
-    end_s = started_s + float(run.outcome.done_s.max())
+def records_of(plan: Plan, table: PredictionTable, run: Run) -> Iterator[Record]:
+    """The ledger of a run that started at second 0, as the service writes it. A query that the last tier cannot answer has
+    failed, without the earlier tier's fallback."""
+    end_s = float(run.outcome.done_s.max())
     for node in plan.nodes:
-        yield NodeSpan(node.node_type, node.count, node.usd_per_hour, started_s, end_s)
+        yield NodeSpan(node.node_type, node.count, node.usd_per_hour, 0.0, end_s)
     placements, calls = placements_of(plan), run.outcome.calls
     for i in range(len(calls.member)):
         p = placements[calls.placement[i]]
@@ -113,20 +116,21 @@ def records_of(plan: Plan, run: Run, started_s: float = 0.0) -> Iterator[Record]
             p.node_type,
             p.share,
             int(calls.items[i]),
-            started_s + float(calls.asked_s[i]),
+            float(calls.asked_s[i]),
             float(calls.busy_s[i]),
         )
     routing, load = run.load.routing, run.load
+    scores = scores_of(plan.cascade, table, routing)
     for q in np.argsort(run.outcome.done_s, kind="stable"):
         item = load.item[q]
         failed = routing.answer[item] == MISSING_VOTE
         yield Answer(
             f"q{q}",
-            started_s + float(load.arrival_s[q]),
-            started_s + float(run.outcome.done_s[q]),
+            float(load.arrival_s[q]),
+            float(run.outcome.done_s[q]),
             -1 if failed else int(routing.tier[item]),
             int(routing.answer[item]),
-            0.0,
+            0.0 if failed else float(scores[item]),
             bool(failed or routing.degraded[item]),
             "failed" if failed else "ok",
         )

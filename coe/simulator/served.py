@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from coe.router.shifting import next_gear
 from coe.simulator.arrivals import stream
 from coe.simulator.figures import Simulated, Tally, figures, placements_of
 from coe.simulator.machines import Machines
-from coe.simulator.network import call_fee_usd, link_of
+from coe.simulator.network import call_fee_usd, items_of, link_of
 from coe.simulator.stations import Replica, Station, station_of
 from coe.simulator.virtual import run_virtually
 from coe.table import PredictionTable
@@ -64,11 +64,12 @@ def serve(
     arrival_s: FloatArray,
     scenario: Scenario | None = None,
     *,
+    item: IntArray | None = None,
     gears: Gears | None = None,
     seed: int = 0,
     warm_up_s: float = 0.0,
 ) -> Served:
-    """Serve queries that arrive at `arrival_s` (rising seconds from 0) and replay items of `table` at random.
+    """Serve queries that arrive at `arrival_s` (rising seconds from 0) and replay the rows `item` of `table`, else drawn ones.
 
     With `gears` the service begins in the one for the first look-back's load and follows the load from there; `plan` then only
     says the promises. Raises `InvalidInput` for no arrivals, for a warm-up that leaves none, and for members without
@@ -85,8 +86,8 @@ def serve(
         raise InvalidInput(
             Problem("scenario: scaling", "gears say how many replicas there are", remedy="use one of the two")
         )
-    item = stream(seed, "items").integers(0, len(table), len(arrival_s))
-    service = _Service(plan, profiles, table, arrival_s, item, scenario or Scenario(), gears, seed, warm_up_s)
+    rows = items_of(table, len(arrival_s), item, seed)
+    service = _Service(plan, profiles, table, arrival_s, rows, scenario or Scenario(), gears, seed, warm_up_s)
     return run_virtually(service.run())
 
 
@@ -118,15 +119,28 @@ class _Sums:
     fees_usd: float = 0.0
 
 
+@dataclass
+class _Ledger:
+    """Where one router writes; a killed one writes nothing more."""
+
+    write: Callable[[Record], None]
+    is_open: bool = True
+
+    def record(self, record: Record) -> None:
+        if self.is_open:
+            self.write(record)
+
+
 @dataclass(eq=False)
 class _Router:
     """One router: the core that takes queries now, older ones that end what they have, and its own processor."""
 
     core: RouterCore
     tasks: list[asyncio.Task[None]]
+    ledger: _Ledger
     free_s: float = 0.0
     is_up: bool = True
-    open: set[asyncio.Task[None]] = field(default_factory=set)
+    open: dict[asyncio.Task[None], None] = field(default_factory=dict)
 
 
 class _Service:
@@ -216,8 +230,8 @@ class _Service:
                 continue  # nobody takes the connection
             router = up[next(turns) % len(up)]
             task = asyncio.ensure_future(self._query(router, number))
-            router.open.add(task)
-            task.add_done_callback(router.open.discard)
+            router.open[task] = None
+            task.add_done_callback(lambda done, router=router: router.open.pop(done, None))  # type: ignore[misc]
 
     async def _query(self, router: _Router, number: int) -> None:
         if cost_s := self._scenario.router_s_per_query:
@@ -278,10 +292,11 @@ class _Service:
     # --- Routers -------------------------------------------------------------------------------------------------------
 
     def _new_router(self) -> _Router:
-        core = self._new_core()
-        return _Router(core, [asyncio.ensure_future(core.run())])
+        ledger = _Ledger(self._record)
+        core = self._new_core(ledger)
+        return _Router(core, [asyncio.ensure_future(core.run())], ledger)
 
-    def _new_core(self) -> RouterCore:
+    def _new_core(self, ledger: _Ledger) -> RouterCore:
         plan = self._plan
         return RouterCore(
             plan.cascade,
@@ -291,7 +306,7 @@ class _Service:
             latency_s=plan.workload.latency_s,
             call=self._call,
             clock=self._loop.time,
-            record=self._record,
+            record=ledger.record,
             note_batch=self._note_batch,
         )
 
@@ -336,12 +351,13 @@ class _Service:
         while True:
             await asyncio.sleep(float(rng.exponential(mtbf_s)))
             self._tell(f"router {number + 1} failed with {len(router.open)} open queries")
-            router.is_up = False
+            router.is_up = router.ledger.is_open = False
             for task in [*router.open, *router.tasks]:
                 task.cancel()
-            await router.core.close()
+            await router.core.abandon()
             await asyncio.sleep(self._scenario.node_start_s)
-            router.core = self._new_core()
+            router.ledger = _Ledger(self._record)
+            router.core = self._new_core(router.ledger)
             router.tasks = [asyncio.ensure_future(router.core.run())]
             router.is_up = True
 
@@ -404,7 +420,7 @@ class _Service:
         await asyncio.gather(*self._machines.rent(plan, self._opened(plan), is_running=False))
         self._plan = plan
         for router in self._routers:  # the old core ends what it has
-            router.core = self._new_core()
+            router.core = self._new_core(router.ledger)
             router.tasks.append(asyncio.ensure_future(router.core.run()))
         await asyncio.sleep(plan.workload.latency_s)
         for node in before:

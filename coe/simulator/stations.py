@@ -48,7 +48,7 @@ class Replica:
     is_up: bool = False
     is_leaving: bool = False
     up_since_s: float = 0.0
-    working: set[asyncio.Future[None]] = field(default_factory=set)
+    working: dict[asyncio.Future[None], None] = field(default_factory=dict)
 
     def start(self) -> None:
         """Take calls from now on."""
@@ -104,12 +104,12 @@ class Station:
         start_s = loop.time()
         done: asyncio.Future[None] = loop.create_future()
         timer = loop.call_later(part.seconds, lambda: None if done.done() else done.set_result(None))
-        replica.working.add(done)
+        replica.working[done] = None
         try:
             await done
         finally:
             timer.cancel()
-            replica.working.discard(done)
+            replica.working.pop(done, None)
             replica.room += part.room
             self.hand_on()
         return start_s - asked_s, part.seconds, part.room * part.seconds

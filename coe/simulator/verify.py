@@ -98,13 +98,20 @@ def _runs(plan: Plan, profiles: Profiles, sample: PredictionTable) -> list[Simul
 
 
 def _unfit(plan: Plan, profiles: Profiles) -> str | None:
-    """Why a plan cannot be simulated yet; None where it can."""
-    if any(p.api for p in plan.placements):
-        return "not simulated: a hosted model's throughput has no profile"
-    for p in plan.placements:
-        profile = profiles.find(p.member, plan.offer(p.node_type).accelerator)
-        if profile is not None and profile.token_rates:
-            return f"not simulated: {p.member} goes by tokens, which batches by size do not describe"
+    """Why a plan is not simulated; None where it is."""
+    if what := beyond_compiled(plan, profiles):
+        return f"not simulated: {what}; `coe simulate` runs it on the router's own code"
     if plan.workload.rate_per_s * LEAST_S < 1:
         return "not simulated: too few queries"
     return None
+
+
+def beyond_compiled(plan: Plan, profiles: Profiles) -> str:
+    """What the compiled engine does not know about a plan: members that go otherwise than by batches; else empty."""
+    for p in plan.placements:
+        if p.api:
+            return f"the hosted model {p.api}"
+        profile = profiles.find(p.member, plan.offer(p.node_type).accelerator)
+        if profile is not None and profile.token_rates:
+            return f"{p.member}, which goes by tokens"
+    return ""

@@ -24,6 +24,8 @@ class Placement(Noun):
     api: str | None = None
     """The hosted model that answers, called from the router's node; None where the member runs on a node of its own."""
     batch_size: PositiveCount
+    calls_at_once: PositiveCount | None = None
+    """Calls that one replica, or the hosted model, works on side by side; None where a batch takes all of it."""
     traffic: Fraction
     """Share of the member's calls that this deployment serves; a member's placements add up to 1."""
     expected_batch: Positive

@@ -41,8 +41,9 @@ class Scaling(Noun):
     times the upper confidence bound of its reach, before its own queue grows."""
     min_replicas: PositiveCount = 1
     max_replicas: PositiveCount = 100
-    target_ongoing_requests: Positive = 2.0
-    """Of the policy ``ongoing``: calls under way per replica."""
+    target_ongoing_requests: Positive = 1.0
+    """Of the policy ``ongoing``: calls under way per replica. The router sends a replica at most two, so that Serve's default of
+    2 would never ask for more."""
     confidence: OpenFraction = 0.95
     """Of the policy ``reach``: of the upper bound of each member's calls per query."""
     interval_s: Positive = 1.0

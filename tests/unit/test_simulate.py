@@ -19,6 +19,7 @@ from coe.simulator.arrivals import diurnal, gamma, on_off, poisson, replay, stre
 from coe.simulator.figures import interval
 from coe.simulator.observed import observed
 from coe.simulator.run import records_of, simulate
+from coe.simulator.served import with_start
 from coe.simulator.verify import tightened, verdict, verified
 from coe.types import Link, Plan, Profiles, Sites, Workload
 from tests import factories
@@ -51,7 +52,7 @@ def arrivals(rate: float = 100.0, duration_s: float = 60.0, seed: int = 0) -> np
 
 def test_a_simulated_ledger_is_read_by_the_report() -> None:
     found = simulate(PLAN, PROFILES, SAMPLE, arrivals())
-    records = list(records_of(PLAN, found, 1_000_000.0))
+    records = list(with_start(list(records_of(PLAN, SAMPLE, found)), 1_000_000.0))
     report = summarise(PLAN, records)
     assert report.served.answered == len(found.load.arrival_s)
     used = next(c for c in report.costs if c.basis == "usage")
@@ -64,7 +65,7 @@ def test_tiers_and_answers_are_those_of_evaluation() -> None:
     stats = evaluate(PLAN.cascade, SAMPLE)
     assert found.figures.accuracy == pytest.approx(stats.accuracy, abs=0.02)
     assert [t.reach for t in found.figures.tiers] == pytest.approx(stats.reach, abs=0.02)
-    done = [r for r in records_of(PLAN, found) if isinstance(r, Answer)]
+    done = [r for r in records_of(PLAN, SAMPLE, found) if isinstance(r, Answer)]
     for record in done[:200]:
         item = found.load.item[int(record.query_id[1:])]
         assert (record.tier, record.answer) == (found.load.routing.tier[item], found.load.routing.answer[item])
@@ -84,7 +85,7 @@ def test_the_parts_of_latency_add_up() -> None:
 
 def test_the_same_seed_gives_the_same_ledger_and_another_seed_another() -> None:
     one, again, other = (
-        list(records_of(PLAN, simulate(PLAN, PROFILES, SAMPLE, arrivals(), seed=s))) for s in (1, 1, 2)
+        list(records_of(PLAN, SAMPLE, simulate(PLAN, PROFILES, SAMPLE, arrivals(), seed=s))) for s in (1, 1, 2)
     )
     assert one == again
     assert one != other
@@ -145,7 +146,7 @@ def test_queries_that_nobody_answers_have_failed() -> None:
     found = simulate(
         PLAN.model_copy(update={"cascade": factories.cascade(rule="vote", quorum=3)}), PROFILES, silent, arrivals()
     )
-    answers = [r for r in records_of(PLAN, found) if isinstance(r, Answer)]
+    answers = [r for r in records_of(PLAN, SAMPLE, found) if isinstance(r, Answer)]
     assert {a.status for a in answers} == {"failed"}
 
 
@@ -176,7 +177,7 @@ def test_a_link_adds_its_round_trip() -> None:
 
 def test_simulated_and_observed_side_by_side() -> None:
     found = simulate(PLAN, PROFILES, SAMPLE, arrivals())
-    records = list(records_of(PLAN, found))
+    records = list(records_of(PLAN, SAMPLE, found))
     seen = observed(
         PLAN, [r for r in records if isinstance(r, Answer)], [r for r in records if isinstance(r, BatchRun)]
     )
