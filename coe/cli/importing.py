@@ -13,12 +13,13 @@ from rich.table import Table
 
 from coe import files
 from coe.cli.console import Out, place, say, settings, today, with_common_flags, wrote
+from coe.cli.requests import lengths, trace
 from coe.errors import InvalidInput, Problem
 from coe.types import ApiPrice, Offer, Profile
 
 app = typer.Typer(
     name="import",
-    help="Read what others recorded or published: predictions, prices, profiles.",
+    help="Read what others recorded or published: predictions, prices, profiles, traces.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -384,49 +385,6 @@ def predictions(
         wrote(costs, f"in {found.costs.unit}, from {found.costs.source}")
 
 
-def lengths(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="CSV of requests, plain or .gz, one per row.")],
-    prompt: Annotated[str, typer.Option("--prompt-column", help="Column with the prompt's tokens.")] = "context_tokens",
-    completion: Annotated[
-        str, typer.Option("--completion-column", help="Column with the completion's tokens.")
-    ] = "generated_tokens",
-    workload: Annotated[
-        Path | None, typer.Option("--workload", help="The workload that gets these lengths; else they are printed.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Workload to write [default: the one read].", callback=place)
-    ] = None,
-) -> None:
-    """Count how long the requests of a trace are, for plans with language models.
-
-    \b
-    Example:
-      coe import lengths trace.csv.gz --workload workload.yaml -o workload-llm.yaml
-    """
-    import numpy as np
-    import yaml
-
-    from coe.cost.lengths import length_classes
-    from coe.prices.sources.table import rows
-    from coe.types import Workload
-
-    problems: list[Problem] = []
-    lines = [
-        (line.whole(prompt), line.whole(completion))
-        for line in rows(path, (prompt, completion), problems, "a trace with token counts")
-    ]
-    if problems:
-        raise InvalidInput(problems)
-    counts = np.array(lines, dtype=np.int64).reshape(-1, 2)
-    classes = length_classes(counts[:, 0], counts[:, 1])
-    if workload is None:
-        print(yaml.safe_dump({"tokens": [c.model_dump() for c in classes]}, sort_keys=False), end="")
-        return
-    work = files.read(workload, Workload).model_copy(update={"tokens": classes})
-    files.write(out or workload, work, f"Lengths of {len(lines)} requests of {path.name}.")
-    wrote(out or workload, f"{len(classes)} classes of length, from {len(lines)} requests")
-
-
 def _shares(text: str) -> dict[str, float]:
     """``calibration=0.5,test=0.5`` as numbers."""
     shares: dict[str, float] = {}
@@ -443,3 +401,4 @@ app.command("predictions")(with_common_flags(predictions))
 app.command("prices")(with_common_flags(prices))
 app.command("profiles")(with_common_flags(profiles))
 app.command("lengths")(with_common_flags(lengths))
+app.command("trace")(with_common_flags(trace))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -97,6 +98,46 @@ def replay(times_s: FloatArray, scale: float = 1.0) -> FloatArray:
         raise InvalidInput(Problem("scale", "must be above 0", f"{scale:g}"))
     replayed: FloatArray = (times_s - times_s[0]) / scale
     return replayed
+
+
+@dataclass(frozen=True)
+class TraceSummary:
+    """How a trace loads a service. `peak_per_s`: mean rate of its busiest stretch of `peak_s`; `burstiness`: spread of the gaps
+    over their mean, 1 for Poisson."""
+
+    requests: int
+    duration_s: float
+    mean_per_s: float
+    peak_per_s: float
+    peak_s: float
+    burstiness: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.requests} requests in {self.duration_s:.0f} s, {self.mean_per_s:.3g}/s on average, {self.peak_per_s:.3g}/s "
+            f"in the busiest {self.peak_s:g} s; the gaps vary {self.burstiness:.2g} times their mean (Poisson: 1)"
+        )
+
+
+def summary(times_s: FloatArray, peak_s: float) -> TraceSummary:
+    """Of rising arrival times from 0; a trace shorter than `peak_s` has its mean rate as its peak.
+
+    Raises `InvalidInput` for fewer than two requests, or all at one moment.
+    """
+    if len(times_s) < 2 or times_s[-1] <= 0:
+        raise InvalidInput(Problem("trace", "must hold two requests at different moments", f"{len(times_s)} requests"))
+    duration_s = float(times_s[-1])
+    window_s = min(peak_s, duration_s)
+    ends = np.searchsorted(times_s, times_s + window_s, side="right")
+    gaps = np.diff(times_s)
+    return TraceSummary(
+        len(times_s),
+        duration_s,
+        len(times_s) / duration_s,
+        float((ends - np.arange(len(times_s))).max() / window_s),
+        window_s,
+        float(gaps.std() / gaps.mean()),
+    )
 
 
 def _check(rate_per_s: float, duration_s: float) -> None:
