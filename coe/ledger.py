@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import MISSING, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,10 @@ def _record(file: Path, number: int, line: str) -> Record:
         raise InvalidInput(Problem(f"{file}:{number}", f"must be a record ({', '.join(_LETTERS)})", line[:60]))
     values = data[1:]
     names = fields(kind)
-    good = len(values) == len(names) and all(
+    least = sum(f.default is MISSING for f in names)  # a ledger written before a field came does without it
+    good = least <= len(values) <= len(names) and all(
         isinstance(v, _TYPES[str(f.type)]) and (f.type == "bool" or not isinstance(v, bool))
-        for v, f in zip(values, names, strict=True)
+        for v, f in zip(values, names, strict=False)
     )
     if not good:
         rule = f"a {kind.__name__} has the fields {', '.join(f.name for f in names)}"

@@ -36,6 +36,8 @@ class BatchRun:
     start_s: float
     busy_s: float
     status: str = "ok"
+    fee_usd: float = 0.0
+    """What the call cost beside machines: tokens of a hosted model, bytes on a link."""
 
 
 @dataclass(frozen=True, slots=True)

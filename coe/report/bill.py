@@ -123,6 +123,7 @@ def _call_row(
     status = {s: sum(p.part for p in parts if p.run.status == s) for s in ("late", "failed", "cancelled")}
     calls, items = sum(p.part for p in parts), sum(p.part * p.run.items for p in parts)
     busy_s, usd = sum(p.busy_s for p in parts), sum(spent)
+    fees = sum(p.run.fee_usd * p.part for p in parts)
     return CallRow(
         tier=tier,
         member=member,
@@ -137,7 +138,8 @@ def _call_row(
         busy_per_item_s=busy_s / items if items else None,
         usd=usd,
         usd_per_1k_predicted=1000 * _predicted_usd_per_query(plan, placement) if placement else 0.0,
-        usd_per_1k=per_1k(usd, answers),
+        usd_per_1k=per_1k(usd + fees, answers),
+        usd_fees=fees,
         late=status["late"],
         failed=status["failed"],
         cancelled=status["cancelled"],
@@ -168,6 +170,18 @@ def usage_line(row: CallRow, node: NodeRow) -> CostLine:
         unit="busy device-h",
         unit_price_usd=node.usd_per_hour / node.devices_per_node,
         usd=row.usd,
+    )
+
+
+def fee_line(row: CallRow) -> CostLine:
+    """What a member's calls cost beside machines."""
+    thousands = row.items / 1000
+    return CostLine(
+        name=f"tier {row.tier + 1}: fees of {row.member}",
+        quantity=thousands,
+        unit="1,000 items",
+        unit_price_usd=row.usd_fees / thousands if thousands else 0.0,
+        usd=row.usd_fees,
     )
 
 

@@ -157,6 +157,8 @@ class CallRow(Noun):
     cancelled: NotNegative
     usd_wasted: NotNegative
     """Part of `usd` that went to late, failed and cancelled calls."""
+    usd_fees: NotNegative = 0.0
+    """Beside machines, for tokens of a hosted model or bytes on a link; not part of `usd`."""
     saved_items: Count = 0
     """Items that it was not asked about, because their outcome was decided before its call could start."""
 

@@ -14,7 +14,7 @@ from coe.cost.model import total_usd
 from coe.errors import InvalidInput, Problem
 from coe.records import Bench, Record
 from coe.report import words
-from coe.report.bill import cost_of, nodes_and_calls, other_lines, per_1k, usage_line
+from coe.report.bill import cost_of, fee_line, nodes_and_calls, other_lines, per_1k, usage_line
 from coe.report.nouns import (
     AccuracyRow,
     Against,
@@ -79,6 +79,7 @@ def summarise(
     served = served_of(plan, inside, asked, window, unaccounted)
     nodes, calls = nodes_and_calls(plan, inside, window, served.answered + served.other)
     used = tuple(usage_line(row, nodes[row.node_type]) for row in calls if row.busy_s > 0)
+    used += tuple(fee_line(row) for row in calls if row.usd_fees > 0)
     rest = tuple(line for row in nodes.values() for line in other_lines(row))
     rows = accuracy_rows(plan, asked, table)
     costs = tuple(
@@ -247,7 +248,7 @@ def _tiers(plan: Plan, asked: Asked, calls: Sequence[CallRow], answers: int) -> 
                 accuracy_predicted=stats.accuracy_accepted[number],
                 accuracy=float(asked.correct[judged].mean()) if judged.any() else None,
                 usd_per_1k_predicted=sum(row.usd_per_1k_predicted for row in own),
-                usd_per_1k=per_1k(sum(row.usd for row in own), answers),
+                usd_per_1k=per_1k(sum(row.usd + row.usd_fees for row in own), answers),
             )
         )
     return tuple(rows)

@@ -25,6 +25,8 @@ class Reply:
     probs: Probabilities
     busy_s: float
     node: str = ""
+    fee_usd: float = 0.0
+    """What the call cost beside machines."""
 
 
 Call = Callable[[Placement, Batch], Awaitable[Reply]]

@@ -292,10 +292,10 @@ class TierQueue:
     async def _called(self, placement: Placement, items: Batch, due_s: float) -> Probabilities | None:
         """A member's probabilities, or None; the call is billed whatever becomes of it, also after it is late."""
         start = self._core.clock()
-        status, busy_s, probs = "failed", None, None
+        status, busy_s, fee_usd, probs = "failed", None, 0.0, None
         try:
             reply = await self._core.call(placement, items)
-            busy_s = reply.busy_s
+            busy_s, fee_usd = reply.busy_s, reply.fee_usd
             if _is_sound(reply.probs, len(items), self._core.classes):
                 status, probs = ("late", None) if self._core.clock() > due_s else ("ok", reply.probs)
         except asyncio.CancelledError:
@@ -304,16 +304,26 @@ class TierQueue:
         except Exception as error:  # whatever a replica raises is a missing vote, and is counted
             self._core.note_failure(placement.deployment, error)
         finally:
-            # a replica that died cannot say how long it was busy: all the time counts
-            busy = busy_s if busy_s is not None else self._core.clock() - start
-            self._record(placement, len(items), start, busy, status)
+            # a replica that died cannot say how long it was busy: all the time counts; a hosted model keeps no machine of ours
+            whole = 0.0 if placement.api else self._core.clock() - start
+            self._record(placement, len(items), start, whole if busy_s is None else busy_s, status, fee_usd)
         return probs
 
-    def _record(self, placement: Placement, items: int, start_s: float, busy_s: float, status: str) -> None:
+    def _record(
+        self, placement: Placement, items: int, start_s: float, busy_s: float, status: str, fee_usd: float = 0.0
+    ) -> None:
         """Write one call to the ledger."""
         self._core.record(
             BatchRun(
-                self.number, placement.member, placement.node_type, placement.share, items, start_s, busy_s, status
+                self.number,
+                placement.member,
+                placement.node_type,
+                placement.share,
+                items,
+                start_s,
+                busy_s,
+                status,
+                fee_usd,
             )
         )
 

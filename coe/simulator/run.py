@@ -108,6 +108,7 @@ def records_of(plan: Plan, table: PredictionTable, run: Run) -> Iterator[Record]
     for node in plan.nodes:
         yield NodeSpan(node.node_type, node.count, node.usd_per_hour, 0.0, end_s)
     placements, calls = placements_of(plan), run.outcome.calls
+    fees = [call_fee_usd(plan, p) for p in placements]
     for i in range(len(calls.member)):
         p = placements[calls.placement[i]]
         yield BatchRun(
@@ -118,6 +119,8 @@ def records_of(plan: Plan, table: PredictionTable, run: Run) -> Iterator[Record]
             int(calls.items[i]),
             float(calls.asked_s[i]),
             float(calls.busy_s[i]),
+            "ok",
+            int(calls.items[i]) * fees[calls.placement[i]],
         )
     routing, load = run.load.routing, run.load
     scores = scores_of(plan.cascade, table, routing)

@@ -116,7 +116,6 @@ class _Sums:
     waited_s: float = 0.0
     computed_s: float = 0.0
     away_s: float = 0.0
-    fees_usd: float = 0.0
 
 
 @dataclass
@@ -166,6 +165,8 @@ class _Service:
         self._refused = np.zeros(queries, dtype=np.bool_)
         self._degraded = np.zeros(queries, dtype=np.bool_)
         self._sums: dict[str, _Sums] = {}
+        self._fees: dict[str, float] = {}
+        """Deployment -> dollars per item beside machines."""
         self._entered: dict[int, int] = {}
         self._waited_s: dict[int, float] = {}
         self._saved_items = 0
@@ -258,6 +259,7 @@ class _Service:
                 rng = stream(self._seed, f"service of {placement.deployment} {placement.share:g}")
                 self._stations[key] = station_of(plan, placement, self._profiles, rng)
                 self._sums.setdefault(placement.deployment, _Sums())
+                self._fees[placement.deployment] = call_fee_usd(plan, placement)
                 if placement.api:
                     self._stations[key].replicas.append(Replica(self._stations[key], 0, is_up=True))
             stations.append(self._stations[key])
@@ -284,7 +286,7 @@ class _Service:
             sums.waited_s += len(rows) * waited_s
             sums.computed_s += len(rows) * computed_s
             sums.away_s += len(rows) * (self._loop.time() - asked_s - waited_s - computed_s)
-        return Reply(self._probs[placement.member][rows], busy_s)
+        return Reply(self._probs[placement.member][rows], busy_s, fee_usd=len(rows) * self._fees[placement.deployment])
 
     def _away_s(self, link: Link, wire: _Wire, size_bytes: float) -> float:
         return link.round_trip_s / 2 + wire.crossing_s(self._loop.time(), size_bytes)
@@ -454,7 +456,7 @@ class _Service:
             network_s=np.array([s.away_s for s in sums]),
             rented_usd=sum(_since_s(s, start_s) * s.usd_per_hour / 3600 for s in spans),
             replica_s=np.array([s.up_s + sum(end_s - r.up_since_s for r in s.replicas if r.is_up) for s in there]),
-            fees_usd=sum(s.items * call_fee_usd(plan, p) for s, p in zip(sums, placements, strict=True)),
+            fees_usd=sum(s.items * self._fees[p.deployment] for s, p in zip(sums, placements, strict=True)),
             refused=int(self._refused[counted].sum()),
             degraded=int(self._degraded[counted].sum()),
             saved_items=self._saved_items,

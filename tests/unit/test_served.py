@@ -19,6 +19,7 @@ from coe.simulator.arrivals import poisson, stream
 from coe.simulator.run import simulate
 from coe.simulator.served import Served, serve
 from coe.types import (
+    ApiPrice,
     Cascade,
     Failures,
     Gears,
@@ -280,6 +281,38 @@ def test_language_models_carry_the_rate_that_was_measured_and_no_more() -> None:
     assert easy.figures.latency_p50_s == pytest.approx(5.0, rel=0.1)
     hard = serve(plan, profiles, SAMPLE, arrivals(6.0, 500.0))
     assert hard.figures.goodput < 0.8
+
+
+def test_a_hosted_model_is_billed_by_the_call_and_never_full() -> None:
+    """Poisson requests that nobody queues for: the time is the model's own, whatever the load; the fee is per call."""
+    api = ApiPrice(model="big", provider="them", usd_per_call=0.002, source="tests", date=factories.DAY)
+    members = tuple(
+        m.model_copy(update={"runner": "openai", "options": {"model": "big"}}) if m.name == "large" else m
+        for m in factories.pool().members
+    )
+    slow = factories.profile("large", "API", 0.02)
+    profiles = Profiles(profiles=(*(p for p in PROFILES.profiles if p.member != "large"), slow))
+    plan = optimised(
+        factories.pool().model_copy(update={"members": members}),
+        [ROW],
+        TABLE,
+        profiles,
+        factories.prices().model_copy(update={"apis": (api,)}),
+        factories.workload(),
+        inputs={},
+        uncertified=True,
+        reasons=False,
+    )
+    assert any(p.api == "big" for p in plan.placements)
+    run = serve(plan, profiles, SAMPLE, arrivals())
+    asked = sum(r.items for r in run.records if isinstance(r, BatchRun) and r.member == "large")
+    report = summarise(plan, run.records)
+    fees = [line.usd for line in report.usage_lines if "fees of large" in line.name]
+    assert fees == [pytest.approx(0.002 * asked)]
+    used, rented = (next(c for c in report.costs if c.basis == b) for b in ("usage", "allocation"))
+    assert used.usd_per_1k == pytest.approx(run.figures.usd_per_1k_usage, rel=1e-6)
+    assert rented.usd_per_1k == pytest.approx(run.figures.usd_per_1k_allocation, rel=0.01)
+    assert run.figures.tiers[1].replica_wait_s == pytest.approx(0.0, abs=1e-9)
 
 
 # --- Replicas and gears that follow the load -----------------------------------------------------------------------------
