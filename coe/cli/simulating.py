@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -125,7 +126,7 @@ def simulate(
         raise InvalidInput(Problem("--compare", "prints text alone", remedy="leave out --format json"))
     plan, known = files.read(plan_file, Plan), files.read(profiles, Profiles)
     table = files.read_predictions(predictions)
-    _tell_of_other_inputs(plan, known, table)
+    _tell_of_other_inputs(plan, [profiles, predictions])
     table = table.split(split)
     world = _World(
         plan,
@@ -253,11 +254,11 @@ def _run_all(jobs: Sequence[_Job], parallel: bool) -> list[_Done]:
     return done
 
 
-def _tell_of_other_inputs(plan: Plan, profiles: Profiles, table: PredictionTable) -> None:
+def _tell_of_other_inputs(plan: Plan, paths: Sequence[Path]) -> None:
     """Say so where a plan is simulated with other profiles or predictions than it was made from."""
-    for name, found in (("profiles", profiles.fingerprint()), ("predictions", table.fingerprint())):
-        if name in plan.inputs and plan.inputs[name] != found:
-            say(f"note: these are not the {name} that the plan was made from")
+    for path in paths:
+        if plan.inputs and hashlib.sha256(path.read_bytes()).hexdigest() not in plan.inputs.values():
+            say(f"note: the plan was not made from this {path}")
 
 
 def _write_ledger(path: Path, plan: Plan, run: _Done) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +41,8 @@ class Hearing:
     open: BoolArray
     due_s: FloatArray
     """(items,): when this tier stops waiting for votes."""
+    turn_of: dict[str, int] = field(default_factory=dict)
+    """Member -> number of the placement that it is asked at."""
 
 
 class TierQueue:
@@ -180,11 +182,19 @@ class TierQueue:
                 _, pending = await asyncio.wait(pending, timeout=max(timeout, 0.0), return_when=asyncio.FIRST_COMPLETED)
                 overdue = heard.open & (heard.due_s <= self._core.clock())
                 if overdue.any():
-                    heard.failed[overdue] |= heard.asked[overdue] & self._unheard(heard)[overdue]
+                    self._note_late(heard, overdue)
                     self._settle(heard, is_over=True, among=overdue)
                 if pending:
                     self._settle(heard, is_over=False)
         self._settle(heard, is_over=True)
+
+    def _note_late(self, heard: Hearing, overdue: BoolArray) -> None:
+        """Votes that have not come in time will not count; the placements they were asked at rest."""
+        silent = heard.asked & self._unheard(heard) & overdue[:, None]
+        heard.failed |= silent
+        for column in np.flatnonzero(silent.any(axis=0)):
+            member = self.tier.members[column]
+            self._turns[member].failed(heard.turn_of[member], self._core.clock())
 
     def _unheard(self, heard: Hearing) -> BoolArray:
         """(items, own members): no vote so far."""
@@ -250,13 +260,18 @@ class TierQueue:
         heard.asked[rows, column] = True
         retries = 1
         while True:
-            placement, began_s = self._placements[member][self._turns[member].next()], self._core.clock()
+            began_s = self._core.clock()
+            turn = heard.turn_of[member] = self._turns[member].next(began_s)
+            placement = self._placements[member][turn]
             rows, probs = await self._asked_once(placement, heard, rows)
             rows_left = rows[heard.open[rows]]
             if probs is not None:
+                self._turns[member].answered(turn)
                 self._note_votes(heard, rows_left, column, probs[heard.open[rows]])
                 return
             now = self._core.clock()
+            if len(rows):  # the call was made
+                self._turns[member].failed(turn, now)
             is_time = len(rows_left) > 0 and float(heard.due_s[rows_left].max()) - now > now - began_s
             if not retries or not is_time:
                 heard.failed[rows_left, column] = True

@@ -7,21 +7,50 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
+REST_S, LONGEST_REST_S = 1.0, 30.0
+
 
 class Turns:
-    """Smooth weighted round robin over the placements of a member: deterministic, and in proportion to traffic."""
+    """Smooth weighted round robin over the placements of a member: deterministic, and in proportion to traffic.
+
+    A placement that failed rests while another one can take its turns, also one that the plan gives no traffic but keeps for
+    this. After its rest it gets one call: if that is answered it is back, else it rests for twice as long.
+    """
 
     def __init__(self, traffic: Sequence[float]) -> None:
         self._traffic = list(traffic)
         self._credit = [0.0] * len(self._traffic)
-        self._total = sum(self._traffic)
+        self._rest_s = [0.0] * len(self._traffic)
+        self._rests_until_s = [-math.inf] * len(self._traffic)
+        self._is_tried = [False] * len(self._traffic)
 
-    def next(self) -> int:
+    def next(self, now_s: float = 0.0) -> int:
         """Number of the placement whose turn it is."""
-        self._credit = [c + t for c, t in zip(self._credit, self._traffic, strict=True)]
-        chosen = max(range(len(self._credit)), key=self._credit.__getitem__)
-        self._credit[chosen] -= self._total
+        everyone = range(len(self._traffic))
+        for i in everyone:
+            if self._rest_s[i] and self._rests_until_s[i] <= now_s:
+                self._rests_until_s[i], self._is_tried[i] = now_s + self._rest_s[i], True
+                return i
+        awake = [i for i in everyone if not self._rest_s[i]] or list(everyone)
+        traffic = {i: self._traffic[i] for i in awake}
+        if not any(traffic.values()):
+            traffic = dict.fromkeys(awake, 1.0)
+        for i, share in traffic.items():
+            self._credit[i] += share
+        chosen = max(awake, key=self._credit.__getitem__)
+        self._credit[chosen] -= sum(traffic.values())
         return chosen
+
+    def failed(self, placement: int, now_s: float) -> None:
+        """A call of this placement failed or was late."""
+        if self._rest_s[placement] and not self._is_tried[placement]:
+            return  # of the same blow that it rests from already
+        self._rest_s[placement] = min(max(REST_S, 2 * self._rest_s[placement]), LONGEST_REST_S)
+        self._rests_until_s[placement], self._is_tried[placement] = now_s + self._rest_s[placement], False
+
+    def answered(self, placement: int) -> None:
+        """A call of this placement was answered: it is well."""
+        self._rest_s[placement], self._is_tried[placement] = 0.0, False
 
 
 class Slots:

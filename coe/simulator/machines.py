@@ -14,6 +14,8 @@ from coe.simulator.arrivals import stream
 from coe.simulator.stations import Replica, Station
 from coe.types import Offer, Plan, Scenario
 
+DRAIN_S = 5.0
+"""A node that will be taken away starts no more calls so long before."""
 _ROUNDING = 1e-9
 Tell = Callable[[str], None]
 
@@ -194,9 +196,10 @@ class Machines:
         self._replace(node)
         if notice_s:
             self._tell(f"{node.name} will be {what} in {notice_s:g} s; a replacement is ordered")
+            await asyncio.sleep(max(0.0, notice_s - DRAIN_S))
             for replica in node.replicas:
                 replica.stop_taking()
-            await asyncio.sleep(notice_s)
+            await asyncio.sleep(min(notice_s, DRAIN_S))
         if node.gone_s is None:
             self._tell(f"{node.name} {what}")
             self._gone(node)

@@ -181,7 +181,7 @@ class _Service:
         self._plan = plan if gears is None else gears.gears[self._gear].plan
         self._machines = Machines(scenario, seed, self._tell)
         self._stations: dict[tuple[str, float], Station] = {}
-        self._probs = {m: _probabilities(table, m) for m in table.members}
+        self._probs: dict[str, Probabilities] = {}
         sites = plan.workload.sites
         self._wires = (
             {}
@@ -255,6 +255,8 @@ class _Service:
         stations = []
         for placement in placements_of(plan):
             key = (placement.deployment, placement.share)
+            if placement.member not in self._probs:
+                self._probs[placement.member] = _probabilities(self._table, placement.member)
             if key not in self._stations:
                 rng = stream(self._seed, f"service of {placement.deployment} {placement.share:g}")
                 self._stations[key] = station_of(plan, placement, self._profiles, rng)

@@ -288,6 +288,66 @@ def test_traffic_is_divided_as_planned() -> None:
     assert order[:10].count(1) == 3
 
 
+def test_a_placement_that_fails_rests_and_one_without_traffic_stands_in() -> None:
+    turns = Turns([1.0, 0.0])
+    assert [turns.next(0.0) for _ in range(3)] == [0, 0, 0]
+    turns.failed(0, 0.0)
+    turns.failed(0, 0.01)  # the other calls of the same blow make the rest no longer
+    assert [turns.next(0.5) for _ in range(3)] == [1, 1, 1]
+    assert [turns.next(1.1) for _ in range(3)] == [0, 1, 1]  # one call shows whether it is back
+    turns.failed(0, 1.2)
+    assert turns.next(2.5) == 1  # it is not: it rests for twice as long
+    assert turns.next(3.3) == 0
+    turns.answered(0)
+    assert [turns.next(3.4) for _ in range(3)] == [0, 0, 0]
+
+
+def test_where_every_placement_has_failed_they_keep_their_turns() -> None:
+    turns = Turns([0.5, 0.5])
+    turns.failed(0, 0.0)
+    turns.failed(1, 0.0)
+    assert sorted(turns.next(0.1) for _ in range(4)) == [0, 0, 1, 1]
+
+
+def test_calls_go_to_the_standby_while_a_placement_hangs() -> None:
+    """Whoever asks first waits in vain; then the standby answers, and nobody else is late."""
+    cascade, table = factories.cascade(first=("small",)), TABLE
+    service = Service(cascade, table, latency_s=0.05)
+    standby = placement("large", node_type="a100-node", traffic=0.0)
+    service.core = RouterCore(
+        cascade,
+        [placement("small"), placement("large"), standby],
+        table.classes,
+        wait_s=0.001,
+        latency_s=0.05,
+        call=service.call,
+        clock=time.monotonic,
+        record=service.records.append,
+    )
+    hang = service.slow(60.0)
+
+    async def by_place(where: Placement, batch: np.ndarray) -> Reply:
+        return await hang(where, batch) if where.node_type == "t4-node" else service.honest(where, batch)
+
+    service.faults["large"] = by_place
+
+    async def ask() -> list[Answer | Unanswered]:
+        running = asyncio.ensure_future(service.core.run())
+        found = []
+        for start in range(0, len(table), 20):
+            queries = {f"q{i}": np.array([float(i)]) for i in range(start, start + 20)}
+            found += await service.core.ask(queries)
+        running.cancel()
+        await service.core.abandon()
+        return found
+
+    answers = asyncio.run(ask())
+    assert all(isinstance(a, Answer) for a in answers)
+    late = [isinstance(a, Answer) and a.status == "fallback" for a in answers]
+    assert any(late[:20])
+    assert not any(late[20:])
+
+
 # --- Decided early, deadlines, bounds --------------------------------------------------------------------------------
 
 

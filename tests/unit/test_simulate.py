@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from coe import files
-from coe.cascade.evaluate import evaluate
+from coe.cascade.evaluate import evaluate, route
 from coe.cli.main import run as command
 from coe.errors import InvalidInput, Unavailable
 from coe.placement.optimize import plan
@@ -21,7 +22,7 @@ from coe.simulator.observed import observed
 from coe.simulator.run import records_of, simulate
 from coe.simulator.served import with_start
 from coe.simulator.verify import tightened, verdict, verified
-from coe.types import Link, Plan, Profiles, Sites, Workload
+from coe.types import Failures, Link, Loss, Plan, Profiles, Scenario, Sites, Workload
 from tests import factories
 
 TABLE = factories.table(n=2000)
@@ -69,18 +70,6 @@ def test_tiers_and_answers_are_those_of_evaluation() -> None:
     for record in done[:200]:
         item = found.load.item[int(record.query_id[1:])]
         assert (record.tier, record.answer) == (found.load.routing.tier[item], found.load.routing.answer[item])
-
-
-def test_the_parts_of_latency_add_up() -> None:
-    """One member per tier and no batches: filling, waiting, computing and the way add up to the whole."""
-    single = planned(batch_wait_s=0.0)
-    found = simulate(single, PROFILES, SAMPLE, arrivals())
-    one_tier = [t for t in found.figures.tiers if t.tier == 0]
-    assert one_tier[0].reach == 1.0
-    parts = sum(t.reach * (t.batch_wait_s + t.replica_wait_s + t.service_s + t.network_s) for t in found.figures.tiers)
-    assert (
-        parts <= found.figures.latency_mean_s * 1.05
-    )  # members run side by side: the slowest counts, and parts are means
 
 
 def test_the_same_seed_gives_the_same_ledger_and_another_seed_another() -> None:
@@ -252,3 +241,86 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert command(["report", "--plan", str(tmp_path / "plan.yaml"), "--ledger", str(ledgers[0])]) == 0
     assert command([*base, "--rate", "5000", "--gate"]) == 4
     assert command([*base, "--warm-up", "20"]) == 2
+
+
+def folder(tmp_path: Path) -> list[str]:
+    """A plan with what it was made from, and the command that simulates it for ten seconds."""
+    files.write(tmp_path / "plan.yaml", PLAN, "")
+    files.write(tmp_path / "profiles.yaml", PROFILES, "")
+    files.write_predictions(tmp_path / "predictions.npz", TABLE)
+    base = ["simulate", str(tmp_path / "plan.yaml"), "--predictions", str(tmp_path / "predictions.npz")]
+    return [*base, "--profiles", str(tmp_path / "profiles.yaml"), "--duration", "10"]
+
+
+def test_a_scenario_is_simulated_by_the_routers_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = folder(tmp_path)
+    loss = Loss(at_s=5.0, node_type="t4-node")
+    files.write(tmp_path / "scenario.yaml", Scenario(node_start_s=2.0, failures=Failures(losses=(loss,))), "")
+    scenario = ["--scenario", str(tmp_path / "scenario.yaml")]
+    assert command([*base, *scenario, "--ledger", str(tmp_path / "ledger.jsonl")]) == 0
+    told = capsys.readouterr().out
+    assert "t4-node #4 lost" in told
+    assert command(["report", "--plan", str(tmp_path / "plan.yaml"), "--ledger", str(tmp_path / "ledger.jsonl")]) == 0
+    assert command([*base, *scenario, "--engine", "compiled"]) == 2
+    assert "does not know a scenario" in capsys.readouterr().err
+    assert command([*base, "--engine", "router", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["unanswered"] == 0
+
+
+def test_a_trace_may_say_which_items_were_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hard items in the first half, easy ones in the second: escalation follows the trace."""
+    base = folder(tmp_path)
+    split = TABLE.split("test")
+    routing = route(PLAN.cascade, split)
+    hard, easy = (split.items[routing.tier == t].tolist() for t in (1, 0))
+    lines = [f"2026-11-01T12:00:{i / 10:06.3f}Z,{(hard if i < 100 else easy)[i % 50]}" for i in range(200)]
+    (tmp_path / "log.csv").write_text("when,item\n" + "\n".join(lines) + "\n")
+    out = tmp_path / "trace.csv"
+    asked = ["--time-column", "when", "--time-unit", "iso", "--item-column", "item"]
+    assert command(["import", "trace", str(tmp_path / "log.csv"), *asked, "-o", str(out)]) == 0
+    assert "200 requests in 20 s, 10.1/s on average" in capsys.readouterr().err
+    reach = []
+    for seconds in ("9.95", "100"):
+        asked = ["--trace", str(out), "--item-column", "item", "--duration", seconds, "--format", "json"]
+        assert command([*base[:-2], *asked]) == 0
+        reach.append(json.loads(capsys.readouterr().out)[0]["tiers"][1]["reach"])
+    assert reach == [1.0, 0.5]
+    out.write_text("t_s,item\n0,nobody\n1,knows\n")
+    assert command([*base[:-2], "--trace", str(out), "--item-column", "item"]) == 2
+    assert "2 requests name items that the predictions' split lacks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("t_s\n5\n1\n", [], "goes back in time"),
+        ("t_s\nsoon\n", [], "must be a number"),
+        ("t_s\nsoon\n", ["--time-unit", "iso"], "must be a date with a time"),
+        ("t_s\n1\n", [], "must hold two requests at different moments"),
+        ("when\n1\n", [], "t_s"),
+    ],
+)
+def test_bad_traces_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, options: list[str], message: str
+) -> None:
+    (tmp_path / "log.csv").write_text(text)
+    assert command(["import", "trace", str(tmp_path / "log.csv"), *options, "-o", str(tmp_path / "t.csv")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_imported_trace_sets_a_workloads_rate(tmp_path: Path) -> None:
+    """Ten quiet seconds and one busy one: the workload gets the busy one's rate."""
+    (tmp_path / "log.csv").write_text("t_s\n" + "".join(f"{t}\n" for t in [*range(10), *np.linspace(10, 10.99, 100)]))
+    files.write(tmp_path / "workload.yaml", factories.workload(), "")
+    asked = ["--workload", str(tmp_path / "workload.yaml"), "--peak", "1", "-o", str(tmp_path / "t.csv")]
+    assert command(["import", "trace", str(tmp_path / "log.csv"), *asked]) == 0
+    assert files.read(tmp_path / "workload.yaml", Workload).rate_per_s == pytest.approx(100, abs=1)
+
+
+def test_other_profiles_than_the_plans_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = folder(tmp_path)
+    files.write(tmp_path / "plan.yaml", PLAN.model_copy(update={"inputs": {"profiles.yaml": "others"}}), "")
+    assert command(base) == 0
+    told = capsys.readouterr().err
+    assert "the plan was not made from this" in told
+    assert "profiles.yaml" in told
