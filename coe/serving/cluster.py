@@ -77,9 +77,15 @@ class ClusterState(Noun):
 
 
 def up(
-    fleet: Fleet, state_dir: Path = STATE_DIR, *, progress: Callable[[int, int], None] | None = None
+    fleet: Fleet,
+    state_dir: Path = STATE_DIR,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    settings: Mapping[str, str] = SERVE_ENV,
 ) -> ClusterState:
     """Start every node of `fleet` and return when all have joined; `progress` gets (nodes joined, nodes).
+
+    `settings` is what Serve is told by environment variables.
 
     Raises `InvalidInput` for a fleet that cannot be started and `Unavailable` where a cluster of this state folder is
     up already or a node does not start. Nothing is left running then.
@@ -99,7 +105,7 @@ def up(
     )
     write(path, state)
     try:
-        return _start(fleet, state, path, progress or _ignore)
+        return _start(fleet, state, path, progress or _ignore, settings)
     except BaseException:
         down(state_dir)
         raise
@@ -123,11 +129,17 @@ def _check(fleet: Fleet) -> None:
         node_labels(node.offer)
 
 
-def _start(fleet: Fleet, state: ClusterState, path: Path, progress: Callable[[int, int], None]) -> ClusterState:
+def _start(
+    fleet: Fleet,
+    state: ClusterState,
+    path: Path,
+    progress: Callable[[int, int], None],
+    settings: Mapping[str, str],
+) -> ClusterState:
     """Head first, since the others need its address; then all others at once."""
     nodes = [node for node in fleet.nodes for _ in range(node.count)]
     temporary = Path(state.temp_dir)
-    environment = _environment(state.cluster_id)
+    environment = _environment(state.cluster_id, settings)
     state = _spawned(state, path, nodes[0], 0, environment, _head_arguments())
     address = _wait_for(state.nodes[0], _folder(temporary, 0))
     state = state.model_copy(update={"address": address})
@@ -151,12 +163,12 @@ def _folder(temporary: Path, number: int) -> Path:
     return temporary / str(number)
 
 
-def _environment(cluster_id: str) -> dict[str, str]:
+def _environment(cluster_id: str, settings: Mapping[str, str]) -> dict[str, str]:
     """What every node of a cluster has in its environment."""
     kept = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", CPU_SHARE_ENV)}
     return {
         **kept,
-        **SERVE_ENV,
+        **settings,
         **ONE_THREAD_ENV,
         CLUSTER_ENV: cluster_id,
         "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *filter(None, [kept.get("PYTHONPATH")])]),
