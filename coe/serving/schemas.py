@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -147,6 +148,8 @@ class V2Response(_Part):
 
 
 JsonSchema = dict[str, Any]
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+TIMEOUT_MS: JsonSchema = {"type": "number", "minimum": 0.001, "description": "Milliseconds that the client waits."}
 
 
 def predict_request(item_shape: Sequence[int], max_items: int) -> JsonSchema:
@@ -200,7 +203,7 @@ def v2_request(item_shape: Sequence[int], max_items: int, outputs: Sequence[str]
 def nested(shape: Sequence[int]) -> JsonSchema:
     """Nested arrays of numbers of exactly this shape."""
     if not shape:
-        return {"type": "number"}
+        return {"type": "number", "minimum": -FLOAT32_MAX, "maximum": FLOAT32_MAX}
     return {"type": "array", "items": nested(shape[1:]), "minItems": shape[0], "maxItems": shape[0]}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
 
 import coe
 from coe.errors import InvalidInput
@@ -59,11 +60,18 @@ def application(
     )
     _mount_own(api, service)
     _mount_v2(api, service)
+    api.add_exception_handler(HTTPException, _told_by_the_framework)
     sink = (log or access_logger()) if access.access_log else None
     api.add_middleware(Door, gate=Gate(access, clock), log=sink, clock=clock)
     if access.tokens is not None:
         _demand_tokens(api)
     return api
+
+
+async def _told_by_the_framework(_: Request, error: Exception) -> Response:
+    """404 and 405 in the form of our other errors."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
 
 
 def _visit(request: Request) -> Visit:
@@ -144,7 +152,7 @@ def _mount_own(api: FastAPI, service: Service) -> None:
         },
         openapi_extra={
             "requestBody": _json_body(schemas.predict_request(service.plan.pool.input_shape, service.access.max_items)),
-            "parameters": [_header("X-Request-Timeout-Ms", {"type": "number", "exclusiveMinimum": 0})],
+            "parameters": [_header("X-Request-Timeout-Ms", schemas.TIMEOUT_MS)],
         },
     )
     broken = {"model": schemas.Health, "description": "The queues have stopped"}
@@ -242,7 +250,7 @@ def _mount_v2(api: FastAPI, service: Service) -> None:
     body = _json_body(request)
     body["content"]["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
     framing = [_header(v2_binary.HEADER, {"type": "integer", "minimum": 1})]
-    timeout = [_header("X-Request-Timeout-Ms", {"type": "number", "exclusiveMinimum": 0})]
+    timeout = [_header("X-Request-Timeout-Ms", schemas.TIMEOUT_MS)]
     down: Responses = {400: {"model": schemas.V2Live, "description": "The queues have stopped"}}
     unready: Responses = {400: {"model": schemas.V2Ready, "description": "A tier cannot form its quorum"}}
     not_ready: Responses = {
