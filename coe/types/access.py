@@ -38,7 +38,7 @@ class Access(Noun):
 
     kind: Literal["access"] = "access"
     version: Literal[1] = 1
-    tokens: str | None = None
+    tokens: Annotated[str, Field(min_length=1)] | None = None
     """The file of accepted tokens, on the router's node; None lets everyone in."""
     max_body_bytes: PositiveCount = 64 * 2**20
     max_items: PositiveCount = 1000

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coe import files
+from coe.cli.main import run
 from coe.errors import InvalidInput
 from coe.serving.app import CascadeArgs
 from coe.serving.auth import TokenList, hashed, new_token
@@ -104,6 +106,41 @@ def test_a_service_does_not_start_with_a_wrong_file(tmp_path: Path, text: str, m
         pass
     with pytest.raises(InvalidInput, match="does not exist"), served(Access(tokens=str(tmp_path / "none.yaml"))):
         pass
+
+
+def test_the_command_line_makes_tokens_that_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "tokens.yaml"
+    made = []
+    for name in ("anna", "ben"):
+        assert run(["token", "new", "--name", name, "--add", str(path)]) == 0
+        made.append(capsys.readouterr().out.strip())
+    known = TokenList(path)
+    assert [known.owner(f"Bearer {token}") for token in made] == ["anna", "ben"]
+    assert not [token for token in made if token in path.read_text()]
+    assert run(["token", "new", "--name", "cleo"]) == 0
+    token, line = capsys.readouterr().out.splitlines()
+    path.write_text(f"kind: tokens\nversion: 1\ntokens:\n{line}\n")
+    assert known.owner(f"Bearer {token}") == "cleo"
+    assert run(["validate", str(path)]) == 0
+    assert run(["token", "new", "--name", "two words"]) == 2
+    assert "--name: " in capsys.readouterr().err
+
+
+def test_build_writes_limits_and_where_the_tokens_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files.write(tmp_path / "plan.yaml", planned())
+    (tmp_path / "access.yaml").write_text("kind: access\nversion: 1\ntokens: tokens.yaml\nmax_items: 7\n")
+    out = tmp_path / "serve.yaml"
+    build = ["build", str(tmp_path / "plan.yaml"), "--uncertified", "--access", str(tmp_path / "access.yaml")]
+    assert run([*build, "-o", str(out)]) == 0
+    assert "is not on this machine" in capsys.readouterr().err
+    args = CascadeArgs.model_validate(yaml.safe_load(out.read_text())["applications"][0]["args"])
+    assert args.access == Access(tokens=str(tmp_path / "tokens.yaml"), max_items=7)
+    (tmp_path / "tokens.yaml").write_text("kind: tokens\nversion: 1\ntokens: []\n")
+    assert run([*build, "-o", str(out)]) == 2
+    assert "needs at least 1 entries" in capsys.readouterr().err
+    (tmp_path / "access.yaml").write_text("kind: access\nversion: 1\nmax_item: 7\n")
+    assert run([*build, "-o", str(out)]) == 2
+    assert "did you mean 'max_items'?" in capsys.readouterr().err
 
 
 def test_over_http_only_health_is_open(tmp_path: Path) -> None:
