@@ -77,8 +77,20 @@ class Gate:
 class Door:
     """ASGI middleware. Handlers find the request's `Visit` as `request.state.visit`; responses carry its id."""
 
-    def __init__(self, app: ASGIApp, *, gate: Gate, log: logging.Logger | None, clock: Callable[[], float]) -> None:
-        """log: takes one line per request; None for no access log."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        gate: Gate,
+        log: logging.Logger | None,
+        clock: Callable[[], float],
+        names_responses: bool = True,
+    ) -> None:
+        """log: takes one line per request; None for no access log.
+
+        names_responses: False where the server in front already puts `x-request-id` into every response.
+        """
+        self._names_responses = names_responses
         self._app = app
         self._gate = gate
         self._log = log
@@ -98,7 +110,8 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = visit.request_id
+                if self._names_responses:
+                    MutableHeaders(scope=message)["x-request-id"] = visit.request_id
             await send(message)
 
         path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -114,7 +127,9 @@ def access_logger() -> logging.Logger:
     """Writes each line as it is to standard error, where Ray collects it."""
     log = logging.getLogger("coe.access")
     if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = logging.StreamHandler(
+            sys.__stderr__
+        )  # in a replica, Serve puts its own log in the place of sys.stderr
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
         log.propagate = False

@@ -63,7 +63,8 @@ class Router:
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls it by this name
         """The web application of this replica."""
-        return application(Service(self._plan, self._access, self._ask, self._is_alive, self._readiness.missing))
+        service = Service(self._plan, self._access, self._ask, self._is_alive, self._readiness.missing)
+        return application(service, names_responses=False)  # Serve names them
 
     def _started(self) -> None:
         """Start the queues and the ledger's clock with the first request: only then is there an event loop."""

@@ -44,11 +44,15 @@ class Service:
 
 
 def application(
-    service: Service, *, log: logging.Logger | None = None, clock: Callable[[], float] = time.monotonic
+    service: Service,
+    *,
+    log: logging.Logger | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    names_responses: bool = True,
 ) -> FastAPI:
     """The web application of a service. Raises `InvalidInput` where its tokens cannot be read.
 
-    log: where the access log goes if there is one; standard error by default.
+    log: where the access log goes if there is one; standard error by default.   names_responses: as for `Door`.
     """
     access = service.access
     api = FastAPI(
@@ -62,7 +66,7 @@ def application(
     _mount_v2(api, service)
     api.add_exception_handler(HTTPException, _told_by_the_framework)
     sink = (log or access_logger()) if access.access_log else None
-    api.add_middleware(Door, gate=Gate(access, clock), log=sink, clock=clock)
+    api.add_middleware(Door, gate=Gate(access, clock), log=sink, clock=clock, names_responses=names_responses)
     if access.tokens is not None:
         _demand_tokens(api)
     return api

@@ -339,13 +339,13 @@ def test_it_is_off_unless_asked_for() -> None:
     assert lines.told == []
 
 
-def test_the_default_log_goes_to_standard_error_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_default_log_goes_to_standard_error_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
     log = logging.getLogger("coe.access")
     assert not log.handlers
     try:
         with served(Access(access_log=True)) as service:
             httpx.get(f"{service.url}/healthz")
-        assert json.loads(capsys.readouterr().err.strip())["path"] == "/healthz"
+        assert json.loads(capfd.readouterr().err.strip())["path"] == "/healthz"
     finally:
         log.handlers.clear()
 

@@ -177,14 +177,14 @@ def test_the_service_says_which_plan_it_serves(live: Live) -> None:
 
 def test_a_request_may_say_how_long_it_waits(live: Live) -> None:
     def ask(timeout_ms: str) -> httpx.Response:
-        headers = {"X-Request-Timeout-Ms": timeout_ms}
+        headers = {"X-Request-Timeout-Ms": timeout_ms, "x-request-id": "mine"}
         return httpx.post(f"{live.url}/predict", json={"items": [{"input": [0]}]}, headers=headers, timeout=20)
 
     in_time = ask("5000")
     assert in_time.status_code == 200
     assert in_time.headers["x-coe-degraded"] == "0"
     assert in_time.headers["x-coe-tier"] == str(in_time.json()["answers"][0]["tier"])
-    assert in_time.headers["x-request-id"]
+    assert in_time.headers["x-request-id"] == "mine"  # once
     assert ask("soon").json()["errors"][0]["field"] == "X-Request-Timeout-Ms"
     late = ask("0.001")
     assert late.status_code == 503
