@@ -118,6 +118,9 @@ class Door:
         refusal = self._gate.refusal(path, headers.get("authorization"), visit)
         try:
             await (refusal or self._app)(scope, receive, sending)
+        except Exception:
+            status = status or 500  # which is sent further out
+            raise
         finally:
             if self._log is not None:
                 self._log.info(_line(scope, visit, status, self._clock() - began_s))

@@ -21,7 +21,8 @@ from coe.router.core import RouterCore
 from coe.router.queries import Reply, Unanswered
 from coe.serving.meter import Meter
 from coe.serving.readiness import Readiness
-from coe.serving.web import Service, application
+from coe.serving.service import Service
+from coe.serving.web import application
 from coe.types import Access, Placement, Plan
 
 FLUSH_S = 0.5

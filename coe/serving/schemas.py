@@ -148,6 +148,7 @@ class V2Response(_Part):
 
 
 JsonSchema = dict[str, Any]
+Responses = dict[int | str, dict[str, Any]]
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 TIMEOUT_MS: JsonSchema = {"type": "number", "minimum": 0.001, "description": "Milliseconds that the client waits."}
 
@@ -209,3 +210,18 @@ def nested(shape: Sequence[int]) -> JsonSchema:
 
 def _closed(properties: JsonSchema) -> JsonSchema:
     return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def json_body(schema: dict[str, Any]) -> dict[str, Any]:
+    """A request body in JSON."""
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+def header(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """An optional header of a request."""
+    return {"name": name, "in": "header", "required": False, "schema": schema}
+
+
+def in_path(name: str) -> dict[str, Any]:
+    """A part of the path."""
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}

@@ -28,6 +28,7 @@ from tests.serving.web_case import NAME, item, planned, served
 OPEN = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 CLOSED = ("/plan", "/openapi.json", "/v2", f"/v2/models/{NAME}", f"/v2/models/{NAME}/ready", "/nowhere", "/healthz/")
 BODY = {"items": [{"input": item(3)}]}
+V2_BODY = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 2, 2], "data": [item(3)]}]}
 
 
 def write(path: Path, **tokens: str) -> Path:
@@ -330,6 +331,18 @@ def test_every_request_has_its_line(tmp_path: Path) -> None:
     assert (third["status"], third["items"], third["tiers"]) == (422, 0, {})
     assert (fourth["status"], fourth["client"]) == (200, "127.0.0.1")
     assert (fifth["status"], fifth["client"]) == (401, "127.0.0.1")
+
+
+def test_a_fault_of_ours_is_a_500_that_tells_no_secrets() -> None:
+    log, lines = logged()
+    with served(Access(access_log=True), log) as service:
+        service.router.fault = RuntimeError("secret")
+        for path, body in (("/predict", BODY), (f"/v2/models/{NAME}/infer", V2_BODY)):
+            response = httpx.post(f"{service.url}{path}", json=body)
+            assert response.status_code == 500
+            assert list(response.json()) == ["error"]
+            assert "secret" not in response.text
+        assert [line["status"] for line in lines.wait_for(2)] == [500, 500]
 
 
 def test_it_is_off_unless_asked_for() -> None:

@@ -121,14 +121,14 @@ def test_infer_with_the_name_that_is_served_is_as_described(service: Served, doc
 def test_what_goes_wrong_later_is_as_described(service: Served, document: dict[str, Any]) -> None:
     body = {"items": [{"input": item(3)}]}
     try:
-        service.router.overload = Overloaded(1.0)
+        service.router.fault = Overloaded(1.0)
         overloaded = httpx.post(f"{service.url}/predict", json=body)
-        service.router.overload, service.router.down = None, {"small", "middle", "other", "large"}
+        service.router.fault, service.router.down = None, {"small", "middle", "other", "large"}
         unanswered = httpx.post(f"{service.url}/predict", json=body)
         service.router.lacking = ["tier 0 needs 3 of 3 members; down: small"]
         unready = httpx.get(f"{service.url}/readyz")
     finally:
-        service.router.overload, service.router.down, service.router.lacking = None, set(), []
+        service.router.fault, service.router.down, service.router.lacking = None, set(), []
     assert [r.status_code for r in (overloaded, unanswered, unready)] == [503, 503, 503]
     for response in (overloaded, unanswered):
         jsonschema.validate(response.json(), schema_of(document, "/predict", "post", 503))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -10,10 +11,15 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from tritonclient.utils import InferenceServerException
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor, triton_to_np_dtype
 
 from coe.cascade.evaluate import route
+from coe.errors import InvalidInput
 from coe.router.queries import Overloaded
+from coe.serving import v2
+from coe.serving.v2_binary import encoded
 from coe.types import Access
 from tests.serving.web_case import NAME, SHAPE, TABLE, Served, item, items, planned, served
 
@@ -31,7 +37,7 @@ def service() -> Iterator[Served]:
 def calm(service: Served) -> Iterator[Served]:
     """The service, whose faults end with the test."""
     yield service
-    service.router.down, service.router.lacking, service.router.overload = set(), [], None
+    service.router.down, service.router.lacking, service.router.fault = set(), [], None
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +135,7 @@ def test_a_missing_vote_is_told(calm: Served, client: triton.InferenceServerClie
 
 
 def test_overload_is_503_with_the_time_to_come_back(calm: Served) -> None:
-    calm.router.overload = Overloaded(3.2)
+    calm.router.fault = Overloaded(3.2)
     response = post(calm, request())
     assert (response.status_code, response.headers["retry-after"]) == (503, "4")
     assert "try again" in response.json()["error"]
@@ -285,3 +291,82 @@ def test_too_many_items_and_bytes_are_413(service: Served, client: triton.Infere
     response = post(service, b" " * 20_001)
     assert (response.status_code, response.json()["errors"][0]["field"]) == (413, "body")
     assert service.router.asked == before
+
+
+# --- Laws -------------------------------------------------------------------------------------------------------------
+
+MODEL = v2.Model.of(planned())
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+BATCHES = st.integers(1, 4).flatmap(lambda n: st.lists(FINITE, min_size=4 * n, max_size=4 * n))
+
+
+def understood(body: bytes, header: str | None = None) -> v2.Inference:
+    return v2.parsed(body, header, MODEL, (f"fresh-{n}" for n in itertools.count()), MAX_ITEMS)
+
+
+@given(BATCHES)
+def test_json_flat_json_nested_and_binary_are_the_same_request(values: list[float]) -> None:
+    batch = np.array(values, dtype=np.float32).reshape(-1, *SHAPE)
+    shape = list(batch.shape)
+    flat = understood(json.dumps(request(shape=shape, data=batch.ravel().tolist())).encode())
+    nested = understood(json.dumps(request(shape=shape, data=batch.tolist())).encode())
+    head = json.dumps(request(shape=shape, data=None, parameters={"binary_data_size": batch.nbytes})).encode()
+    binary = understood(head + batch.astype("<f4").tobytes(), str(len(head)))
+    for way in (flat, nested, binary):
+        assert np.array_equal(np.stack(list(way.items.values())), batch)
+        assert all(one.dtype == np.float32 for one in way.items.values())
+
+
+@given(st.lists(st.text(), min_size=1, max_size=5), st.integers(0, 2**62), st.floats(width=32, allow_nan=False))
+def test_triton_reads_what_we_encode(labels: list[str], number: int, score: float) -> None:
+    texts = [label for label in labels if not any("\ud800" <= c <= "\udfff" for c in label)]
+    assert [t.decode() for t in deserialize_bytes_tensor(encoded(texts, "BYTES"))] == texts
+    for values, datatype in (
+        ([number], "INT64"),
+        ([score], "FP32"),
+        ([number % 100], "INT32"),
+        ([True, False], "BOOL"),
+    ):
+        read = np.frombuffer(encoded(values, datatype), dtype=triton_to_np_dtype(datatype))
+        assert read.tolist() == values
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just("input") | st.just("FP32"),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "data", "x"]), inner, max_size=2)
+    ),
+    max_leaves=5,
+)
+PLACES = (
+    ("id",),
+    ("parameters",),
+    ("parameters", "timeout"),
+    ("inputs",),
+    ("inputs", 0),
+    *(("inputs", 0, key) for key in ("name", "shape", "datatype", "data", "parameters")),
+    ("inputs", 0, "parameters", "binary_data_size"),
+    ("outputs",),
+    ("outputs", 0),
+    ("outputs", 0, "name"),
+    ("outputs", 0, "parameters"),
+)
+
+
+@settings(max_examples=500)
+@given(st.sampled_from(PLACES), ANYTHING, st.binary(max_size=20), st.none() | st.integers(-2, 300))
+def test_whatever_is_wrong_is_an_error_of_ours(
+    place: tuple[str | int, ...], value: Any, tail: bytes, moved: int | None
+) -> None:
+    body: Any = {"id": "a", "parameters": {}, "outputs": [{"name": "tier", "parameters": {}}], **request(parameters={})}
+    inner = body
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    text = json.dumps(body).encode()
+    try:
+        got = understood(text + tail, None if moved is None else str(max(0, len(text) + min(moved, 0))))
+    except InvalidInput as error:
+        json.dumps(v2.v2_error_body(error), allow_nan=False).encode()
+    else:
+        assert all(one.shape == SHAPE and np.isfinite(one).all() for one in got.items.values())

@@ -17,8 +17,9 @@ import uvicorn
 from coe.placement.optimize import plan
 from coe.records import Answer
 from coe.router.core import RouterCore
-from coe.router.queries import Overloaded, Reply, Unanswered
-from coe.serving.web import Service, application
+from coe.router.queries import Reply, Unanswered
+from coe.serving.service import Service
+from coe.serving.web import application
 from coe.table import PredictionTable
 from coe.types import Access, Cascade, Placement, Plan
 from tests import factories
@@ -54,7 +55,8 @@ class FakeRouter:
         self.down: set[str] = set()
         """Members whose calls fail."""
         self.lacking: list[str] = []
-        self.overload: Overloaded | None = None
+        self.fault: Exception | None = None
+        """Raised in place of an answer, such as `Overloaded`."""
         self.waited_s: list[float] = []
         self.ids: list[str] = []
         self._core: RouterCore | None = None
@@ -73,8 +75,8 @@ class FakeRouter:
         """As the router asks its core."""
         self.waited_s.append(timeout_s)
         self.ids += items
-        if self.overload is not None:
-            raise self.overload
+        if self.fault is not None:
+            raise self.fault
         if self._core is None:
             found = planned()
             self._core = RouterCore(
