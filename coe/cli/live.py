@@ -156,6 +156,9 @@ def bench(
     workload: Annotated[Path | None, typer.Option("--workload", help="Takes the rate from it.")] = None,
     rate: Annotated[float | None, typer.Option("--rate", min=0.001, help="Queries per second.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the arrival times.")] = 0,
+    token: Annotated[
+        str | None, typer.Option("--token", envvar="COE_TOKEN", help="For a service that asks for one.")
+    ] = None,
     out: Out = Path("bench.json"),
 ) -> None:
     """Send a labelled split to a running service at a fixed mean rate and keep every answer.
@@ -173,7 +176,7 @@ def bench(
         rate = files.read(workload, Workload).rate_per_s
     items = load_data(data).split(split)
     with progress("bench") as advance:
-        result = run_bench(url, items, data_name(data, split), rate, seed, advance)
+        result = run_bench(url, items, data_name(data, split), rate, seed, advance, token)
     files.write(out, result)
     failed = sum(a.http_status != 200 for a in result.answers)
     right = sum(a.answer == a.label for a in result.answers)

@@ -17,13 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe import files
+from coe.bench import run_bench
+from coe.cascade.evaluate import route
 from coe.cli.main import run
 from coe.errors import InvalidInput
+from coe.profiler.predict import DataSet
 from coe.serving.app import CascadeArgs
 from coe.serving.auth import TokenList, hashed, new_token
 from coe.serving.limits import CLIENTS_KEPT, Buckets, TooLarge, body_within
 from coe.types import Access, BearerTokens
-from tests.serving.web_case import NAME, item, planned, served
+from tests.serving.web_case import NAME, TABLE, item, items, planned, served
 
 OPEN = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 CLOSED = ("/plan", "/openapi.json", "/v2", f"/v2/models/{NAME}", f"/v2/models/{NAME}/ready", "/nowhere", "/healthz/")
@@ -167,6 +170,16 @@ def test_over_http_only_health_is_open(tmp_path: Path) -> None:
         assert client.post("/predict", json=BODY, headers=bearer("secret-a")).status_code == 401
         assert client.post("/predict", json=BODY, headers=bearer("secret-b")).status_code == 200
         assert client.get("/plan", headers=bearer("secret-b")).json()["cascade"]["name"] == NAME
+
+
+def test_the_bench_client_takes_a_token(tmp_path: Path) -> None:
+    data = DataSet(items(20), TABLE.labels[:20], TABLE.items[:20], TABLE.splits[:20])
+    access = Access(tokens=str(write(tmp_path / "tokens.yaml", anna="secret-a")))
+    with served(access) as service:
+        known = run_bench(service.url, data, "table", 500.0, 1, token="secret-a")
+        unknown = run_bench(service.url, data, "table", 500.0, 1)
+    assert [a.answer for a in known.answers] == route(planned().cascade, TABLE).answer[:20].tolist()
+    assert {a.http_status for a in unknown.answers} == {401}
 
 
 # --- Limits -----------------------------------------------------------------------------------------------------------
