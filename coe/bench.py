@@ -30,12 +30,14 @@ def run_bench(
     rate_per_s: float,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    token: str | None = None,
 ) -> Bench:
     """Send every item of `data` once, with Poisson arrivals, and keep what came back.
 
-    `source` names the data in the result. Raises `Unavailable` where the service cannot be reached at all.
+    `source` names the data in the result; `token` is for a service that asks for one.
+    Raises `Unavailable` where the service cannot be reached at all.
     """
-    return asyncio.run(_run(url.rstrip("/"), data, source, rate_per_s, seed, progress))
+    return asyncio.run(_run(url.rstrip("/"), data, source, rate_per_s, seed, progress, token))
 
 
 async def _run(
@@ -45,10 +47,12 @@ async def _run(
     rate_per_s: float,
     seed: int,
     progress: Callable[[int, int], None] | None,
+    token: str | None,
 ) -> Bench:
     gaps_s = np.random.default_rng(seed).exponential(1 / rate_per_s, len(data.items))
     limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits) as client:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits, headers=headers) as client:
         await _reach(client, url)
         started_s = time.time()
         tasks = []

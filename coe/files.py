@@ -26,7 +26,22 @@ from pydantic_core import ErrorDetails
 from coe.errors import InvalidInput, Problem, WrongKind
 from coe.records import Bench
 from coe.table import PredictionTable
-from coe.types import Cascade, Costs, Fleet, Front, Gears, Noun, Plan, Pool, Prices, Profiles, Scenario, Workload
+from coe.types import (
+    Access,
+    BearerTokens,
+    Cascade,
+    Costs,
+    Fleet,
+    Front,
+    Gears,
+    Noun,
+    Plan,
+    Pool,
+    Prices,
+    Profiles,
+    Scenario,
+    Workload,
+)
 
 N = TypeVar("N", bound=Noun)
 
@@ -43,6 +58,8 @@ KINDS: dict[str, type[Noun]] = {
     "front": Front,
     "costs": Costs,
     "bench": Bench,
+    "access": Access,
+    "tokens": BearerTokens,
 }
 """What the `kind` key of a YAML file may say."""
 

@@ -15,7 +15,7 @@ from coe.cli.console import Out, place, progress, say, today, wrote
 from coe.cli.offline import PricesFile, check_sources
 from coe.errors import GateExceeded, InvalidInput, Problem
 from coe.records import Bench
-from coe.types import Plan, Pool, Profile, Profiles, Workload
+from coe.types import Access, BearerTokens, Plan, Pool, Profile, Profiles, Workload
 
 if TYPE_CHECKING:
     from coe.report.summarise import Report
@@ -99,6 +99,9 @@ def build(
     ledger: Annotated[
         Path | None, typer.Option("--ledger", help="Folder for the ledger, on the router's node.")
     ] = None,
+    access: Annotated[
+        Path | None, typer.Option("--access", help="access.yaml: tokens, limits, access log; see docs/protocols.md.")
+    ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
     out: Out = Path("serve.yaml"),
@@ -108,6 +111,7 @@ def build(
     \b
     Example:
       coe build plan.yaml --predictions predictions.npz --ledger ledger -o serve.yaml
+      coe build plan.yaml --access access.yaml -o serve.yaml
     """
     from coe.cascade.certify import verify_certificate
     from coe.serving.build import header, serve_config
@@ -120,10 +124,29 @@ def build(
         verify_certificate(plan.cascade, table)
         if table is not None:
             check_sources(plan.pool, table, Path(plan.python_path or "."), str(predictions))
-    config = serve_config(plan, ledger_dir=None if ledger is None else str(ledger), host=host, port=port)
+    config = serve_config(
+        plan,
+        ledger_dir=None if ledger is None else str(ledger),
+        access=None if access is None else _read_access(access),
+        host=host,
+        port=port,
+    )
     comment = "".join(f"# {line}\n" for line in header(plan).splitlines())
     files.write_text(out, comment + files.to_yaml(config))
     wrote(out, f"{len(plan.placements)} deployments and the router; run it with: serve run {out}")
+
+
+def _read_access(path: Path) -> Access:
+    """Limits of a service, whose file of tokens is found from beside them."""
+    access = files.read(path, Access)
+    if access.tokens is None:
+        return access
+    tokens = (path.parent / access.tokens).resolve()
+    if tokens.exists():
+        files.read(tokens, BearerTokens)
+    else:
+        say(f"{tokens} is not on this machine; the service needs it on the router's node")
+    return access.model_copy(update={"tokens": str(tokens)})
 
 
 def bench(
@@ -133,6 +156,9 @@ def bench(
     workload: Annotated[Path | None, typer.Option("--workload", help="Takes the rate from it.")] = None,
     rate: Annotated[float | None, typer.Option("--rate", min=0.001, help="Queries per second.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the arrival times.")] = 0,
+    token: Annotated[
+        str | None, typer.Option("--token", envvar="COE_TOKEN", help="For a service that asks for one.")
+    ] = None,
     out: Out = Path("bench.json"),
 ) -> None:
     """Send a labelled split to a running service at a fixed mean rate and keep every answer.
@@ -150,7 +176,7 @@ def bench(
         rate = files.read(workload, Workload).rate_per_s
     items = load_data(data).split(split)
     with progress("bench") as advance:
-        result = run_bench(url, items, data_name(data, split), rate, seed, advance)
+        result = run_bench(url, items, data_name(data, split), rate, seed, advance, token)
     files.write(out, result)
     failed = sum(a.http_status != 200 for a in result.answers)
     right = sum(a.answer == a.label for a in result.answers)

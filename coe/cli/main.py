@@ -13,7 +13,19 @@ from typing import Annotated
 import typer
 
 import coe
-from coe.cli import cluster, importing, live, offline, planning, searching, simulating, starters, training, validating
+from coe.cli import (
+    cluster,
+    importing,
+    live,
+    offline,
+    planning,
+    searching,
+    simulating,
+    starters,
+    tokens,
+    training,
+    validating,
+)
 from coe.cli.console import NoColor, Quiet, Settings, obey, settings, with_common_flags
 from coe.errors import CoeError, InvalidInput
 
@@ -71,6 +83,7 @@ for verb in (
     app.command()(with_common_flags(verb))
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(importing.app, name="import")
+app.add_typer(tokens.app, name="token")
 
 
 def main() -> None:

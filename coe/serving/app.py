@@ -12,7 +12,7 @@ from ray.serve import Application
 from coe.serving.labels import replica_options
 from coe.serving.member import MemberReplica
 from coe.serving.router import Router
-from coe.types import Plan
+from coe.types import Access, Plan
 
 ROUTER = "router"
 MEMBER_QUEUE = 8
@@ -31,6 +31,8 @@ class CascadeArgs(BaseModel):
     plan: Plan
     ledger_dir: str | None = None
     """Folder on the router's node; None keeps no ledger."""
+    access: Access = Access()
+    """Who may ask, how much, and whether requests are logged."""
 
 
 def build(args: CascadeArgs) -> Application:
@@ -55,4 +57,4 @@ def build(args: CascadeArgs) -> Application:
         graceful_shutdown_timeout_s=SHUTDOWN_S,
         ray_actor_options=replica_options(plan.offer(plan.router.node_type), 1.0),
     )
-    return router.bind(plan, args.ledger_dir, handles)
+    return router.bind(plan, args.ledger_dir, handles, args.access)

@@ -10,13 +10,15 @@ from ray.serve.schema import ServeDeploySchema
 from coe.errors import InvalidInput, Problem
 from coe.prices.catalog import provenance
 from coe.serving.labels import NODE_TYPE_LABEL, SERVE_ENV, replica_options
-from coe.types import Plan
+from coe.types import Access, Plan
 
 IMPORT_PATH = "deployments.app:build"
 APPLICATION = "coe"
 
 
-def serve_config(plan: Plan, *, ledger_dir: str | None, host: str = "127.0.0.1", port: int = 8000) -> dict[str, Any]:
+def serve_config(
+    plan: Plan, *, ledger_dir: str | None, access: Access | None = None, host: str = "127.0.0.1", port: int = 8000
+) -> dict[str, Any]:
     """What `serve run` deploys. It carries the whole plan, so it needs no file beside it but weights and ledger folder."""
     config: dict[str, Any] = {
         "proxy_location": "HeadOnly",
@@ -29,6 +31,7 @@ def serve_config(plan: Plan, *, ledger_dir: str | None, host: str = "127.0.0.1",
                 "args": {
                     "plan": plan.model_dump(mode="json", exclude_none=True),
                     **({} if ledger_dir is None else {"ledger_dir": str(Path(ledger_dir).resolve())}),
+                    **({} if access is None else {"access": access.model_dump(mode="json", exclude_none=True)}),
                 },
             }
         ],

@@ -1,4 +1,4 @@
-"""Response headers of `POST /predict`: which request it was, and how far it had to go."""
+"""Response headers of a prediction: how far it had to go. And which ids of requests have a place in a log."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ def request_id(asked: str | None, fresh: str) -> str:
     return asked if asked is not None and _GOOD_ID.fullmatch(asked) else fresh
 
 
-def answer_headers(name: str, answers: Sequence[Answer | Unanswered]) -> dict[str, str]:
-    """The request's id, the last tier that answered an item of it, and how many items lacked a vote or an answer."""
+def answer_headers(answers: Sequence[Answer | Unanswered]) -> dict[str, str]:
+    """The last tier that answered an item of a request, and how many items lacked a vote or an answer."""
     answered = [a for a in answers if isinstance(a, Answer)]
-    headers = {
-        "x-request-id": name,
-        "x-coe-degraded": str(sum(a.degraded for a in answered) + len(answers) - len(answered)),
-    }
+    headers = {"x-coe-degraded": str(sum(a.degraded for a in answered) + len(answers) - len(answered))}
     if answered:
         headers["x-coe-tier"] = str(max(a.tier for a in answered))
     return headers

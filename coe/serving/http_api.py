@@ -18,35 +18,35 @@ import numpy as np
 from coe.errors import InvalidInput, Problem
 from coe.records import Answer
 from coe.router.queries import Overloaded, Unanswered
+from coe.serving.limits import check_count
 
 MAX_ITEMS = 1000
-MAX_BODY_BYTES = 64 * 2**20
+MAX_FOUND = 200
+"""Characters of what a client sent that an error repeats."""
 
 
-def parsed_items(body: bytes, input_shape: Sequence[int], fresh_ids: Iterator[str]) -> dict[str, np.ndarray]:
+def parsed_items(
+    body: bytes, input_shape: Sequence[int], fresh_ids: Iterator[str], max_items: int = MAX_ITEMS
+) -> dict[str, np.ndarray]:
     """Id -> float32 array of shape `input_shape`; items without an id take the next of `fresh_ids`.
 
-    Raises `InvalidInput` naming the field of the first mistake.
+    Raises `InvalidInput` naming the field of the first mistake, `TooLarge` for more than `max_items`.
     """
-    if len(body) > MAX_BODY_BYTES:
-        raise _refused("body", f"must be at most {MAX_BODY_BYTES} bytes", str(len(body)))
-    try:
-        data = json.loads(body)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _refused("body", "must be JSON", str(error)) from None
+    data = parsed_json(body)
     if not isinstance(data, dict) or set(data) != {"items"}:
         found = ", ".join(data) if isinstance(data, dict) else type(data).__name__
-        raise _refused("body", "must be an object with the one key 'items'", found)
+        raise refused("body", "must be an object with the one key 'items'", found)
     items = data["items"]
-    if not isinstance(items, list) or not 1 <= len(items) <= MAX_ITEMS:
+    if not isinstance(items, list) or not items:
         found = f"{len(items)} items" if isinstance(items, list) else type(items).__name__
-        raise _refused("items", f"must be a list of 1 to {MAX_ITEMS} items", found)
+        raise refused("items", f"must be a list of 1 to {max_items} items", found)
+    check_count("items", len(items), max_items)
     parsed: dict[str, np.ndarray] = {}
     for number, item in enumerate(items):
         name, array = _parsed_item(f"items[{number}]", item, tuple(input_shape))
         name = next(fresh_ids) if name is None else name
         if name in parsed:
-            raise _refused(f"items[{number}].id", "must be unique within a request", name)
+            raise refused(f"items[{number}].id", "must be unique within a request", name)
         parsed[name] = array
     return parsed
 
@@ -54,19 +54,48 @@ def parsed_items(body: bytes, input_shape: Sequence[int], fresh_ids: Iterator[st
 def _parsed_item(where: str, item: Any, shape: tuple[int, ...]) -> tuple[str | None, np.ndarray]:
     if not isinstance(item, dict) or not {"input"} <= set(item) <= {"id", "input"}:
         found = ", ".join(item) if isinstance(item, dict) else type(item).__name__
-        raise _refused(where, "must have the key 'input', may have 'id', and nothing else", found)
+        raise refused(where, "must have the key 'input', may have 'id', and nothing else", found)
     name = item.get("id")
-    if name is not None and (not isinstance(name, str) or not 1 <= len(name) <= 200):
-        raise _refused(f"{where}.id", "must be a string of 1 to 200 characters", repr(name)[:60])
-    try:
-        array = np.asarray(item["input"], dtype=np.float32)
-    except (ValueError, TypeError, OverflowError):
-        raise _refused(f"{where}.input", "must be nested lists of numbers, all of one length") from None
+    if name is not None:
+        check_id(f"{where}.id", name)
+    array = numbers(f"{where}.input", item["input"])
     if array.shape != shape:
-        raise _refused(f"{where}.input", f"must have shape {shape}", str(array.shape))
-    if not np.isfinite(array).all():
-        raise _refused(f"{where}.input", "must not hold NaN, infinities or null")
+        raise refused(f"{where}.input", f"must have shape {shape}", str(array.shape))
+    check_finite(f"{where}.input", array)
     return name, array
+
+
+def parsed_json(body: bytes) -> Any:
+    """The JSON value of a body; `InvalidInput` where it is none."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits and lists in lists in lists
+        raise refused("body", "must be JSON", str(error)) from None
+
+
+def check_id(where: str, name: Any) -> None:
+    """`InvalidInput` unless `name` is a short string that can be written down again."""
+    if not isinstance(name, str) or not 1 <= len(name) <= 200 or any("\ud800" <= c <= "\udfff" for c in name):
+        raise refused(where, "must be a string of 1 to 200 characters", shown(name))
+
+
+def numbers(where: str, value: Any) -> np.ndarray:
+    """Nested lists of JSON numbers as a float32 array; null and what float32 cannot hold become NaN and infinity."""
+    rule = "must be nested lists of numbers, all of one length"
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "iufO":  # texts that look like numbers are texts
+            raise refused(where, rule)
+        with np.errstate(over="ignore"):
+            return array.astype(np.float64).astype(np.float32)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        raise refused(where, rule) from None
+
+
+def check_finite(where: str, array: np.ndarray) -> None:
+    """`InvalidInput` for an array with NaN or infinities."""
+    if not np.isfinite(array).all():
+        raise refused(where, "must not hold NaN, infinities or null")
 
 
 def asked_timeout_s(header: str | None) -> float:
@@ -78,7 +107,7 @@ def asked_timeout_s(header: str | None) -> float:
     except ValueError:
         timeout_s = math.nan
     if not 0 < timeout_s < math.inf:
-        raise _refused("X-Request-Timeout-Ms", "must be a positive number of milliseconds", repr(header)[:60])
+        raise refused("X-Request-Timeout-Ms", "must be a positive number of milliseconds", shown(header))
     return timeout_s
 
 
@@ -87,12 +116,21 @@ def retry_after(refusal: Overloaded) -> dict[str, str]:
     return {"Retry-After": str(max(1, math.ceil(refusal.retry_after_s)))}
 
 
-def _refused(field: str, rule: str, found: str = "") -> InvalidInput:
-    return InvalidInput(Problem(field, rule, found))
+def refused(field: str, rule: str, found: str = "") -> InvalidInput:
+    """A mistake of the client: which field, which rule, what was found."""
+    return InvalidInput(Problem(field, rule, found[:MAX_FOUND].encode("utf-8", "backslashreplace").decode()))
+
+
+def shown(value: Any) -> str:
+    """What a client sent, as an error repeats it."""
+    try:
+        return json.dumps(value)[:MAX_FOUND]
+    except RecursionError:  # what could just be parsed may be too deep a few calls further down
+        return type(value).__name__
 
 
 def error_body(error: InvalidInput) -> dict[str, Any]:
-    """The JSON body of a 422."""
+    """The JSON body of a refusal."""
     return {"errors": [{"field": p.where, "rule": p.rule, "found": p.found} for p in error.problems]}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 import time
@@ -12,20 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from coe.errors import InvalidInput
 from coe.ledger import Ledger
+from coe.records import Answer
 from coe.router.core import RouterCore
-from coe.router.queries import Overloaded, Reply, Unanswered
-from coe.serving.headers import answer_headers, request_id
-from coe.serving.http_api import answer_body, asked_timeout_s, error_body, parsed_items, retry_after
+from coe.router.queries import Reply, Unanswered
 from coe.serving.meter import Meter
 from coe.serving.readiness import Readiness
-from coe.types import Placement, Plan
+from coe.serving.service import Service
+from coe.serving.web import application
+from coe.types import Access, Placement, Plan
 
 FLUSH_S = 0.5
 """A killed router loses at most what was recorded since the last flush."""
@@ -38,12 +36,14 @@ log = logging.getLogger("coe.router")
 
 @serve.ingress()  # without an app: each replica builds its own, from its own methods
 class Router:
-    """Answers `POST /predict`. Built by `coe.serving.app`, which gives it the plan and a handle per deployment."""
+    """Answers requests. Built by `coe.serving.app`, which gives it the plan, its limits and a handle per deployment."""
 
-    def __init__(self, plan: Plan, ledger_dir: str | None, handles: Mapping[str, DeploymentHandle]) -> None:
+    def __init__(
+        self, plan: Plan, ledger_dir: str | None, handles: Mapping[str, DeploymentHandle], access: Access
+    ) -> None:
         self._plan = plan
+        self._access = access
         self._handles = handles
-        self._fresh_ids = (f"{uuid.uuid4().hex[:8]}-{n}" for n in itertools.count())
         self._meter = Meter(plan, _opened(plan, ledger_dir), time.time)
         self._failures: dict[str, int] = {}
         pairs = [(p.member, p.deployment) for p in plan.placements]
@@ -64,12 +64,8 @@ class Router:
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls it by this name
         """The web application of this replica."""
-        api = FastAPI(title="coe", description="A cascade of ensembles behind one endpoint.", docs_url=None)
-        api.add_api_route("/predict", self.predict, methods=["POST"])
-        api.add_api_route("/healthz", self.healthz, methods=["GET"])
-        api.add_api_route("/readyz", self.readyz, methods=["GET"])
-        api.add_api_route("/plan", self.plan, methods=["GET"])
-        return api
+        service = Service(self._plan, self._access, self._ask, self._is_alive, self._readiness.missing)
+        return application(service, names_responses=False)  # Serve names them
 
     def _started(self) -> None:
         """Start the queues and the ledger's clock with the first request: only then is there an event loop."""
@@ -97,38 +93,14 @@ class Router:
             await asyncio.sleep(FLUSH_S)
             self._meter.tick()
 
-    async def predict(self, request: Request) -> Response:
-        """Answer one or many items; see `coe.serving.http_api` for the JSON."""
+    async def _ask(self, items: Mapping[str, np.ndarray], timeout_s: float) -> list[Answer | Unanswered]:
         self._started()
-        try:
-            timeout_s = asked_timeout_s(request.headers.get("x-request-timeout-ms"))
-            items = parsed_items(await request.body(), self._plan.pool.input_shape, self._fresh_ids)
-        except InvalidInput as error:
-            return JSONResponse(error_body(error), status_code=422)
-        try:
-            answers = await self._core.ask(items, timeout_s=timeout_s)
-        except Overloaded as refusal:
-            return JSONResponse({"error": str(refusal)}, status_code=503, headers=retry_after(refusal))
-        failed = any(isinstance(answer, Unanswered) for answer in answers)
-        body = answer_body(list(items), answers, self._plan.pool.classes)
-        name = request_id(request.headers.get("x-request-id"), uuid.uuid4().hex)
-        return JSONResponse(body, status_code=503 if failed else 200, headers=answer_headers(name, answers))
+        return await self._core.ask(items, timeout_s=timeout_s)
 
-    async def healthz(self) -> Response:
-        """200 once the router runs and its queues move. Serve starts it after every member is ready."""
+    def _is_alive(self) -> bool:
+        """Whether the queues move."""
         self._started()
-        broken = [task for task in self._background if task.done()]
-        return JSONResponse({"status": "broken" if broken else "ok"}, status_code=500 if broken else 200)
-
-    async def readyz(self) -> Response:
-        """200 while every tier can form its quorum, else 503 and what is missing."""
-        missing = self._readiness.missing()
-        body = {"status": "not ready" if missing else "ready", "missing": missing}
-        return JSONResponse(body, status_code=503 if missing else 200)
-
-    async def plan(self) -> Response:
-        """The plan that is being served."""
-        return Response(self._plan.model_dump_json(), media_type="application/json")
+        return not any(task.done() for task in self._background)
 
     def check_health(self) -> None:
         """For Ray Serve, which restarts a router whose queues have stopped."""

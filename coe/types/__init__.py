@@ -7,6 +7,11 @@ said, in arrays, is in `coe.table`; what happened in service is in `coe.records`
 random number.
 """
 
+from coe.types.access import (
+    Access,
+    BearerToken,
+    BearerTokens,
+)
 from coe.types.base import (
     ABSTAINED,
     MISSING_VOTE,
@@ -88,9 +93,12 @@ __all__ = [
     "FRACTION_RULES",
     "MISSING_VOTE",
     "SURVIVING_UTILISATION",
+    "Access",
     "ApiPrice",
     "Baseline",
     "BatchTiming",
+    "BearerToken",
+    "BearerTokens",
     "BoolArray",
     "Cascade",
     "CascadeStats",

@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 import ray
+import tritonclient.http as triton
 import yaml
 from ray import serve
 from ray.serve._private.api import serve_start
@@ -176,15 +177,26 @@ def test_the_service_says_which_plan_it_serves(live: Live) -> None:
 
 def test_a_request_may_say_how_long_it_waits(live: Live) -> None:
     def ask(timeout_ms: str) -> httpx.Response:
-        headers = {"X-Request-Timeout-Ms": timeout_ms}
+        headers = {"X-Request-Timeout-Ms": timeout_ms, "x-request-id": "mine"}
         return httpx.post(f"{live.url}/predict", json={"items": [{"input": [0]}]}, headers=headers, timeout=20)
 
     in_time = ask("5000")
     assert in_time.status_code == 200
     assert in_time.headers["x-coe-degraded"] == "0"
     assert in_time.headers["x-coe-tier"] == str(in_time.json()["answers"][0]["tier"])
-    assert in_time.headers["x-request-id"]
+    assert in_time.headers["x-request-id"] == "mine"  # once
     assert ask("soon").json()["errors"][0]["field"] == "X-Request-Timeout-Ms"
     late = ask("0.001")
     assert late.status_code == 503
     assert "error" in late.json()["answers"][0]
+
+
+def test_triton_gets_the_same_answers(live: Live, bench: Bench) -> None:
+    batch = np.arange(40, dtype=np.float32)[:, None]
+    tensor = triton.InferInput("input", [40, 1], "FP32")
+    tensor.set_data_from_numpy(batch)
+    with triton.InferenceServerClient(live.url.removeprefix("http://")) as client:
+        assert client.is_model_ready(live.plan.cascade.name)
+        got = client.infer(live.plan.cascade.name, [tensor], request_id="triton")
+    first = [(a.answer, a.tier) for a in bench.answers[:40]]
+    assert list(zip(got.as_numpy("answer").tolist(), got.as_numpy("tier").tolist(), strict=True)) == first

@@ -24,5 +24,5 @@ def test_headers_say_how_far_the_items_went_and_how_many_lacked_something() -> N
         Answer("b", 0.0, 0.1, 1, 1, 1.0, True),
         Unanswered("c"),
     ]
-    assert answer_headers("r", answers) == {"x-request-id": "r", "x-coe-tier": "1", "x-coe-degraded": "2"}
-    assert answer_headers("r", answers[2:]) == {"x-request-id": "r", "x-coe-degraded": "1"}
+    assert answer_headers(answers) == {"x-coe-tier": "1", "x-coe-degraded": "2"}
+    assert answer_headers(answers[2:]) == {"x-coe-degraded": "1"}

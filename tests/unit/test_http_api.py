@@ -43,6 +43,11 @@ def test_items_become_arrays_under_their_ids() -> None:
         ({"items": [{"input": [1, 2]}]}, r"items\[0\].input: must have shape \(2, 2\), got \(2,\)"),
         ({"items": [{"input": [[1], [2, 3]]}]}, "must be nested lists of numbers"),
         ({"items": [{"input": [["a", "b"], ["c", "d"]]}]}, "must be nested lists of numbers"),
+        ({"items": [{"input": [["1", "2"], ["3", "4"]]}]}, "must be nested lists of numbers"),
+        ({"items": [{"input": [[True, False], [True, True]]}]}, "must be nested lists of numbers"),
+        ({"items": [{"input": [[1, 10**400], [2, 3]]}]}, "must be nested lists of numbers"),
+        ({"items": [{"input": [[1, 1e39], [2, 3]]}]}, "must not hold NaN"),
+        ({"items": [{"id": "\ud800", "input": GOOD}]}, r"items\[0\].id: must be a string"),
         ({"items": [{"input": [[1, None], [2, 3]]}]}, "must not hold NaN"),
         ({"items": [{"input": [[1, float("nan")], [2, 3]]}]}, "must not hold NaN"),
     ],
@@ -55,7 +60,7 @@ def test_what_is_refused_names_field_and_rule(body: object, message: str) -> Non
     assert error["rule"]
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe", b"[1, 2"])
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe", b"[1, 2", b"[" * 5000, b"1" * 5000])
 def test_broken_json_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidInput, match="body: must be JSON"):
         parsed(None, raw)

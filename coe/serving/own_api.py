@@ -1,0 +1,87 @@
+"""The routes of the service's own JSON: `/predict`, `/healthz`, `/readyz` and `/plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from coe.errors import InvalidInput
+from coe.router.queries import Overloaded, Unanswered
+from coe.serving import schemas
+from coe.serving.headers import answer_headers
+from coe.serving.http_api import answer_body, asked_timeout_s, error_body, parsed_items, retry_after
+from coe.serving.service import Service, body_of, fresh_ids, status_of, visit_of
+
+
+class OwnApi:
+    """What answers each route."""
+
+    def __init__(self, service: Service, fresh_ids: Iterator[str]) -> None:
+        self._service = service
+        self._fresh_ids = fresh_ids
+
+    async def predict(self, request: Request) -> Response:
+        """Answer one or many items."""
+        pool, access = self._service.plan.pool, self._service.access
+        try:
+            timeout_s = asked_timeout_s(request.headers.get("x-request-timeout-ms"))
+            body = await body_of(request, access)
+            items = parsed_items(body, pool.input_shape, self._fresh_ids, access.max_items)
+        except InvalidInput as error:
+            return JSONResponse(error_body(error), status_code=status_of(error, 422))
+        try:
+            answers = await self._service.ask(items, timeout_s)
+        except Overloaded as refusal:
+            return JSONResponse({"error": str(refusal)}, status_code=503, headers=retry_after(refusal))
+        visit_of(request).note(answers)
+        failed = any(isinstance(answer, Unanswered) for answer in answers)
+        told = answer_body(list(items), answers, pool.classes)
+        return JSONResponse(told, status_code=503 if failed else 200, headers=answer_headers(answers))
+
+    async def healthz(self) -> Response:
+        """200 once the router runs and its queues move. Serve starts it after every member is ready."""
+        is_alive = self._service.is_alive()
+        return JSONResponse({"status": "ok" if is_alive else "broken"}, status_code=200 if is_alive else 500)
+
+    async def readyz(self) -> Response:
+        """200 while every tier can form its quorum, else 503 and what is missing."""
+        missing = self._service.missing()
+        body = {"status": "not ready" if missing else "ready", "missing": missing}
+        return JSONResponse(body, status_code=503 if missing else 200)
+
+    async def plan(self) -> Response:
+        """The plan that is being served."""
+        return Response(self._service.plan.model_dump_json(), media_type="application/json")
+
+
+def mount(api: FastAPI, service: Service) -> None:
+    """Add the routes and what the OpenAPI document says of them."""
+    own = OwnApi(service, fresh_ids())
+    api.add_api_route(
+        "/predict",
+        own.predict,
+        methods=["POST"],
+        response_model=schemas.Predictions,
+        responses={
+            413: {"model": schemas.Refusal, "description": "Too many bytes or items"},
+            422: {"model": schemas.Refusal, "description": "A mistake in the request"},
+            503: {
+                "model": schemas.Failure | schemas.Predictions,
+                "description": "Overloaded, or not every item answered",
+            },
+        },
+        openapi_extra={
+            "requestBody": schemas.json_body(
+                schemas.predict_request(service.plan.pool.input_shape, service.access.max_items)
+            ),
+            "parameters": [schemas.header("X-Request-Timeout-Ms", schemas.TIMEOUT_MS)],
+        },
+    )
+    broken = {"model": schemas.Health, "description": "The queues have stopped"}
+    unready = {"model": schemas.Ready, "description": "A tier cannot form its quorum"}
+    api.add_api_route("/healthz", own.healthz, response_model=schemas.Health, responses={500: broken})
+    api.add_api_route("/readyz", own.readyz, response_model=schemas.Ready, responses={503: unready})
+    api.add_api_route("/plan", own.plan, response_model=dict[str, Any])

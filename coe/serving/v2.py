@@ -1,0 +1,231 @@
+"""The Open Inference Protocol, version 2 (REST): what comes in as items, what goes out as tensors. Without the web.
+
+The cascade is the model. It has one input, `input` (FP32, [-1, *item shape]), and one element per item in each of its outputs:
+`label` (BYTES, the class's name), `answer` (INT64, its index), `score` (FP32), `tier` (INT32) and `degraded` (BOOL). The
+request parameter `timeout` is in microseconds, as in Triton. What the protocol offers beyond this is refused, never ignored.
+
+https://github.com/open-inference/open-inference-protocol, and Triton's extension_binary_data.md
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from coe.errors import InvalidInput
+from coe.records import Answer
+from coe.serving import v2_binary
+from coe.serving.http_api import check_finite, check_id, error_body, numbers, parsed_json, refused, shown
+from coe.serving.limits import check_count
+from coe.types import Plan
+
+INPUT = "input"
+VERSION_CHARS = 12
+
+Column = Callable[[Answer, Sequence[str]], object]
+
+OUTPUTS: Mapping[str, tuple[str, Column]] = {
+    "label": ("BYTES", lambda answer, classes: classes[answer.answer]),
+    "answer": ("INT64", lambda answer, _: answer.answer),
+    "score": ("FP32", lambda answer, _: float(np.float32(answer.score))),
+    "tier": ("INT32", lambda answer, _: answer.tier),
+    "degraded": ("BOOL", lambda answer, _: answer.degraded),
+}
+"""Output -> its datatype and what it says of an answer."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The cascade as the protocol sees it."""
+
+    name: str
+    version: str
+    item_shape: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, plan: Plan) -> Model:
+        """Named after the cascade; its version is the start of the plan's fingerprint."""
+        pool = plan.pool
+        return cls(plan.cascade.name, plan.fingerprint()[:VERSION_CHARS], pool.input_shape, pool.classes)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The body of `GET /v2/models/NAME`."""
+        return {
+            "name": self.name,
+            "versions": [self.version],
+            "platform": "coe_cascade",
+            "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *self.item_shape]}],
+            "outputs": [{"name": name, "datatype": datatype, "shape": [-1]} for name, (datatype, _) in OUTPUTS.items()],
+        }
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A request as understood: items by id, how long it waits, and which outputs it wants, each binary or not."""
+
+    request_id: str | None
+    items: dict[str, np.ndarray]
+    timeout_s: float
+    outputs: dict[str, bool]
+
+
+def parsed(body: bytes, header: str | None, model: Model, fresh_ids: Iterator[str], max_items: int) -> Inference:
+    """A request from its body and its `Inference-Header-Content-Length`.
+
+    Raises `InvalidInput` naming the field of the first mistake, `TooLarge` for more than `max_items`.
+    """
+    text, binary = v2_binary.split(body, header)
+    data = _object("body", parsed_json(text), required={"inputs"}, optional={"id", "parameters", "outputs"})
+    request_id = data.get("id")
+    if request_id is not None:
+        check_id("id", request_id)
+    known = {"timeout", "binary_data_output"}
+    parameters = _object("parameters", data.get("parameters", {}), required=set(), optional=known)
+    all_binary = _flag("parameters.binary_data_output", parameters.get("binary_data_output", False))
+    batch = _batch(data["inputs"], binary, header is not None, model, max_items)
+    names = [next(fresh_ids) for _ in batch] if request_id is None else _ids(request_id, len(batch))
+    return Inference(
+        request_id,
+        dict(zip(names, batch, strict=True)),
+        _timeout_s(parameters.get("timeout")),
+        _wanted(data.get("outputs"), all_binary),
+    )
+
+
+def _ids(request_id: str, count: int) -> list[str]:
+    """Ids of a request's items, by which the ledger knows them."""
+    return [request_id] if count == 1 else [f"{request_id}.{row}" for row in range(count)]
+
+
+def _batch(inputs: Any, binary: bytes, is_framed: bool, model: Model, max_items: int) -> np.ndarray:
+    """(items, *item shape) float32."""
+    if not isinstance(inputs, list) or len(inputs) != 1:
+        found = f"{len(inputs)} tensors" if isinstance(inputs, list) else type(inputs).__name__
+        raise refused("inputs", f"must be a list of the one tensor '{INPUT}'", found)
+    where = "inputs[0]"
+    tensor = _object(where, inputs[0], required={"name", "shape", "datatype"}, optional={"data", "parameters"})
+    if tensor["name"] != INPUT:
+        raise refused(f"{where}.name", f"must be '{INPUT}'", shown(tensor["name"]))
+    if tensor["datatype"] != "FP32":
+        raise refused(f"{where}.datatype", "must be FP32", shown(tensor["datatype"]))
+    shape = _shape(f"{where}.shape", tensor["shape"], model.item_shape, max_items)
+    parameters = _object(f"{where}.parameters", tensor.get("parameters", {}), set(), {"binary_data_size"})
+    if "binary_data_size" in parameters:
+        array = _binary_values(where, tensor, parameters["binary_data_size"], binary, is_framed, math.prod(shape))
+    else:
+        array = _json_values(where, tensor, binary, shape)
+    check_finite(f"{where}.data", array)
+    return array.reshape(shape)
+
+
+def _shape(where: str, shape: Any, item_shape: tuple[int, ...], max_items: int) -> tuple[int, ...]:
+    expected = [-1, *item_shape]
+    is_list = isinstance(shape, list) and all(type(n) is int for n in shape)
+    if not is_list or shape[1:] != expected[1:] or not shape or shape[0] < 1:
+        raise refused(where, f"must be {expected}, at least one item", shown(shape))
+    check_count(where, shape[0], max_items)
+    return tuple(shape)
+
+
+def _binary_values(
+    where: str, tensor: dict[str, Any], size: Any, binary: bytes, is_framed: bool, count: int
+) -> np.ndarray:
+    """(count,) float32 from the bytes behind the JSON."""
+    field = f"{where}.parameters.binary_data_size"
+    if not is_framed:
+        raise refused(field, f"needs the header {v2_binary.HEADER}")
+    if "data" in tensor:
+        raise refused(f"{where}.data", "must not stand beside binary_data_size")
+    if type(size) is not int or size != len(binary):
+        raise refused(field, f"must be the {len(binary)} bytes that follow the JSON", shown(size))
+    return v2_binary.floats(field, binary, count)
+
+
+def _json_values(where: str, tensor: dict[str, Any], binary: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """float32 from `data`, flat or nested as the shape."""
+    if "data" not in tensor:
+        raise refused(where, "must have the key 'data', or the parameter 'binary_data_size' with binary data")
+    if binary:
+        raise refused("body", "must end where the JSON ends, as no tensor is binary", f"{len(binary)} bytes more")
+    array = numbers(f"{where}.data", tensor["data"])
+    if array.shape not in (shape, (math.prod(shape),)):
+        raise refused(f"{where}.data", f"must hold values for shape {list(shape)}, flat or nested", str(array.shape))
+    return array
+
+
+def _timeout_s(timeout: Any) -> float:
+    if timeout is None:
+        return math.inf
+    if type(timeout) is not int or not 0 < timeout < 2**63:
+        raise refused("parameters.timeout", "must be a positive whole number of microseconds", shown(timeout))
+    return timeout / 1e6
+
+
+def _wanted(outputs: Any, all_binary: bool) -> dict[str, bool]:
+    """Output -> whether it is wanted in binary; all outputs where none is named."""
+    if outputs is None or outputs == []:
+        return dict.fromkeys(OUTPUTS, all_binary)
+    if not isinstance(outputs, list):
+        raise refused("outputs", "must be a list of tensors", type(outputs).__name__)
+    wanted: dict[str, bool] = {}
+    for number, output in enumerate(outputs):
+        where = f"outputs[{number}]"
+        entry = _object(where, output, required={"name"}, optional={"parameters"})
+        name = entry["name"]
+        if not isinstance(name, str) or name not in OUTPUTS:
+            raise refused(f"{where}.name", f"must be one of {', '.join(OUTPUTS)}", shown(name))
+        if name in wanted:
+            raise refused(f"{where}.name", "must be named once", shown(name))
+        parameters = _object(f"{where}.parameters", entry.get("parameters", {}), set(), {"binary_data"})
+        wanted[name] = _flag(f"{where}.parameters.binary_data", parameters.get("binary_data", all_binary))
+    return wanted
+
+
+def _flag(where: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise refused(where, "must be true or false", shown(value))
+    return value
+
+
+def _object(where: str, value: Any, required: set[str], optional: set[str]) -> dict[str, Any]:
+    """The JSON object `value`; `InvalidInput` for missing and for unknown keys."""
+    if not isinstance(value, dict):
+        raise refused(where, "must be an object", type(value).__name__)
+    for key in sorted(required - set(value)):
+        raise refused(where, f"must have the key '{key}'", ", ".join(value))
+    for key in value:
+        if key not in required | optional:
+            raise refused(where, f"may only have the keys {', '.join(sorted(required | optional))}", key)
+    return value
+
+
+def inference_body(inference: Inference, answers: Sequence[Answer], model: Model) -> tuple[bytes, int | None]:
+    """The body of a response, and the length of its JSON where binary tensors follow."""
+    tensors, binary = [], []
+    for name, is_binary in inference.outputs.items():
+        datatype, column = OUTPUTS[name]
+        values = [column(answer, model.classes) for answer in answers]
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": [len(answers)]}
+        if is_binary:
+            binary.append(v2_binary.encoded(values, datatype))
+            tensor["parameters"] = {"binary_data_size": len(binary[-1])}
+        else:
+            tensor["data"] = values
+        tensors.append(tensor)
+    told = {"model_name": model.name, "model_version": model.version, "outputs": tensors}
+    if inference.request_id is not None:
+        told["id"] = inference.request_id
+    text = json.dumps(told, separators=(",", ":")).encode()
+    return b"".join([text, *binary]), len(text) if binary else None
+
+
+def v2_error_body(error: InvalidInput) -> dict[str, Any]:
+    """The protocol's `error`, one text, and beside it our list of fields and rules."""
+    return {"error": "; ".join(str(p) for p in error.problems), **error_body(error)}

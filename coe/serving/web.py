@@ -1,0 +1,73 @@
+"""The router's web application: its protocols behind one door. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+import coe
+from coe.serving import own_api, v2_api
+from coe.serving.door import OPEN_PATHS, Door, Gate, access_logger
+from coe.serving.service import Service
+
+
+def application(
+    service: Service,
+    *,
+    log: logging.Logger | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    names_responses: bool = True,
+) -> FastAPI:
+    """The web application of a service. Raises `InvalidInput` where its tokens cannot be read.
+
+    log: where the access log goes if there is one; standard error by default.   names_responses: as for `Door`.
+    """
+    access = service.access
+    api = FastAPI(
+        title="coe",
+        version=coe.__version__,
+        description="A cascade of ensembles behind one endpoint.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    own_api.mount(api, service)
+    v2_api.mount(api, service)
+    api.add_exception_handler(HTTPException, _told_by_the_framework)
+    api.add_exception_handler(Exception, _fault)
+    sink = (log or access_logger()) if access.access_log else None
+    api.add_middleware(Door, gate=Gate(access, clock), log=sink, clock=clock, names_responses=names_responses)
+    if access.tokens is not None:
+        _demand_tokens(api)
+    return api
+
+
+async def _told_by_the_framework(_: Request, error: Exception) -> Response:
+    """404 and 405 in the form of our other errors."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
+
+
+async def _fault(_request: Request, _error: Exception) -> Response:
+    """500 without details, which go to the router's log."""
+    return JSONResponse({"error": "a fault in the service; its log says more"}, status_code=500)
+
+
+def _demand_tokens(api: FastAPI) -> None:
+    """Say in the document that all but the health endpoints need a token."""
+    plain = api.openapi
+
+    def with_tokens() -> dict[str, Any]:
+        document = plain()
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"token": []}]
+        for path in OPEN_PATHS:
+            document["paths"][path]["get"]["security"] = []
+        return document
+
+    api.openapi = with_tokens  # type: ignore[method-assign]  # FastAPI's documented way to extend it
