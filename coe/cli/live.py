@@ -116,7 +116,10 @@ def build(
     ledger: Annotated[
         Path | None, typer.Option("--ledger", help="Folder for the ledger, on the router's node.")
     ] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    host: Annotated[
+        str | None,
+        typer.Option("--host", help="Address to listen on; 0.0.0.0 for all. By default the loopback if it can be."),
+    ] = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
     image: Annotated[
         str | None, typer.Option("--image", help="Container image with Ray, coe and the members' packages.")
@@ -143,6 +146,7 @@ def build(
       cd deploy && ray up aws.yaml
     """
     from coe.cascade.certify import verify_certificate
+    from coe.fleet.groups import LOOPBACK, listens_on
     from coe.serving.build import header, serve_config, setup_here, write_folder
 
     plan = files.read(plan_file, Plan)
@@ -157,7 +161,8 @@ def build(
     if folder is not None and ledger is not None and not ledger.is_absolute():
         remedy = "name a folder that can be written on the router's node, like /home/ray/ledger"
         raise InvalidInput(Problem("--ledger", "must be absolute in files for other machines", str(ledger), remedy))
-    config = serve_config(plan, ledger_dir=None if ledger is None else str(ledger), host=host, port=port)
+    address = (host or LOOPBACK) if folder is None else listens_on(plan, host)
+    config = serve_config(plan, ledger_dir=None if ledger is None else str(ledger), host=address, port=port)
     what = f"{len(plan.placements)} deployments and the router"
     if folder is None:
         comment = "".join(f"# {line}\n" for line in header(plan).splitlines())

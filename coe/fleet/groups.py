@@ -19,7 +19,11 @@ MAX_NAME = 30
 GATE_SCHEME = "gate"
 """How the rules of trained gates begin; see `coe.learned.gate_rule`."""
 
+LOOPBACK = "127.0.0.1"
+ALL_ADDRESSES = "0.0.0.0"
+
 _SLUG_LENGTH = 40
+_PLAIN_FOLDER = re.compile(r"/[\w.+/-]+")
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ def _unfit(plan: Plan) -> Iterator[Problem]:
         if offer.market == "serverless":
             rule = "is billed by the second of use and is no node that can join a cluster"
             yield Problem(f"plan: nodes: {name}", rule, "market serverless", "plan with offers of nodes")
+    if plan.python_path and not _PLAIN_FOLDER.fullmatch(plan.python_path):
+        rule = "must be an absolute path of letters, digits, '.', '_', '+', '-' and '/', to be copied to other machines"
+        yield Problem("plan: python_path", rule, plan.python_path, "move the folder of the pool file and plan again")
     if plan.router.node_type not in offers:
         rule = "must be among the plan's nodes"
         yield Problem("plan: router.node_type", rule, plan.router.node_type, "make the plan anew with coe plan")
@@ -96,6 +103,21 @@ def slugs(names: Sequence[str]) -> tuple[str, ...]:
             found = f"{plain}-{number}"
         taken.append(found)
     return tuple(taken)
+
+
+def listens_on(plan: Plan, asked: str | None) -> str:
+    """Where the service must listen: where `asked`, else on the loopback, but on all addresses where that cannot work.
+
+    The proxy on the head calls the router's own port. That is reached over the loopback only where no other node than the
+    head can hold a router. Raises `InvalidInput` where the loopback was asked for then.
+    """
+    apart = any(g.count > 1 for g in node_groups(plan) if g.is_head)
+    if not apart:
+        return asked or LOOPBACK
+    if asked in (LOOPBACK, "localhost", "::1"):
+        rule = "must reach routers on other nodes than the head, and the loopback does not"
+        raise InvalidInput(Problem("--host", rule, asked, f"leave it out, or give {ALL_ADDRESSES}"))
+    return asked or ALL_ADDRESSES
 
 
 def cluster_name(plan: Plan) -> str:

@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 from coe.errors import InvalidInput, Problem
 from coe.files import to_yaml
 from coe.fleet import names
-from coe.fleet.groups import Group, cluster_name, environment, node_groups, slugs
+from coe.fleet.groups import ALL_ADDRESSES, Group, cluster_name, environment, node_groups, slugs
 from coe.fleet.labels import NODE_TYPE_LABEL, node_cpus, node_labels
 from coe.fleet.setup import Setup
 from coe.types import Count, Noun, Offer, Plan
@@ -225,7 +225,7 @@ def ray_service(plan: Plan, serve: dict[str, Any], setup: Setup) -> RayService:
 
 def _in_a_pod(serve: dict[str, Any]) -> dict[str, Any]:
     """Kubernetes' service reaches a pod at its address, and its probes ask every pod of workers for a proxy."""
-    return {"proxy_location": "EveryNode", "http_options": {**serve["http_options"], "host": "0.0.0.0"}}
+    return {"proxy_location": "EveryNode", "http_options": {**serve["http_options"], "host": ALL_ADDRESSES}}
 
 
 def by_own_label(plan: Plan) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from coe.errors import InvalidInput
 from coe.fleet.folder import MARK, cluster_files, to_blocks
-from coe.fleet.groups import FOLDER, cluster_name, environment, gates, node_groups, slugs
+from coe.fleet.groups import FOLDER, cluster_name, environment, gates, listens_on, node_groups, slugs
 from coe.fleet.kuberay import RayService, ray_service
 from coe.fleet.labels import NODE_TYPE_LABEL, SERVE_ENV, replica_options
 from coe.fleet.launcher import Launcher, launcher
@@ -401,6 +402,32 @@ def test_every_file_says_where_it_is_from_and_how_it_is_used() -> None:
     for name, text in texts.items():
         assert text.startswith(f"{MARK}{plan.fingerprint()[:12]} (example): ")
         assert uses[name] in "".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines(True)))
+
+
+def test_the_service_listens_where_its_routers_can_be_reached() -> None:
+    assert listens_on(aws_plan(), None) == "127.0.0.1"
+    assert listens_on(aws_plan(), "10.0.0.1") == "10.0.0.1"
+    for plan in (PLANS["two routers"], PLANS["members beside the router"]):
+        assert listens_on(plan, None) == "0.0.0.0"
+        with pytest.raises(InvalidInput, match="--host: must reach routers on other nodes than the head"):
+            listens_on(plan, "127.0.0.1")
+
+
+@pytest.mark.parametrize("path", ["project", "./project", "/home/me/my project", "/home/me/a:b"])
+def test_a_folder_that_cannot_be_copied_to_other_machines_is_refused(path: str) -> None:
+    with pytest.raises(InvalidInput, match="plan: python_path: must be an absolute path"):
+        node_groups(aws_plan(python_path=path))
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_every_command_is_a_command_of_a_shell(plan: Plan) -> None:
+    data = launcher(plan.model_copy(update={"python_path": "/home/me/project"}), SETUP).data()
+    kinds = data["available_node_types"].values()
+    lists = [v for k, v in data.items() if k.endswith("_commands")] + [
+        k.get("initialization_commands", []) for k in kinds
+    ]
+    for command in itertools.chain(*lists):
+        subprocess.run(["bash", "-n", "-c", command], check=True)
 
 
 # --- Smaller parts ----------------------------------------------------------------------------------------------------
