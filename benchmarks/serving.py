@@ -4,8 +4,8 @@
 
 (a) a Serve deployment that echoes; (b) an ingress that asks three members per request through `@serve.batch` and a fourth where
 they disagree (three items of ten); (c) a `coe` service of the same members. Members are lookups, so that only the serving is
-measured. Once with Serve's settings for throughput, which `coe` needs, and (b) once more at Serve's defaults. Closed loop at several
-numbers of clients and body sizes, open loop at half of what (c) reached. Processor time is counted by process.
+measured. Once with Serve's settings for throughput, which `coe` needs, and (b) once more at Serve's defaults. Closed loop at
+several numbers of clients and body sizes, open loop at half of what (c) reached. Processor time is counted by process.
 """
 
 from __future__ import annotations

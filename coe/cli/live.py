@@ -90,6 +90,23 @@ def profile(
     wrote(out, f"{len(pool.members)} members on {', '.join(accelerators)}")
 
 
+YAML = (".yaml", ".yml")
+"""An output that ends otherwise is a folder."""
+
+
+def _file_or_folder(path: Path) -> Path:
+    """An output path at which a YAML file or a folder can be written; found out before the work."""
+    if path.suffix in YAML:
+        files.check_place(path)
+    elif path.exists() and not path.is_dir():
+        raise InvalidInput(Problem(str(path), "is a file", remedy="name a folder, or a file that ends in .yaml"))
+    elif path.suffix == ".json":
+        raise InvalidInput(Problem(str(path), "must end in .yaml, or be a folder", remedy="serve run reads YAML"))
+    elif not path.parent.is_dir():
+        raise InvalidInput(Problem(str(path), f"the folder {path.parent} does not exist", remedy="create it first"))
+    return path
+
+
 def build(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.yaml")],
     predictions: Annotated[
@@ -102,19 +119,39 @@ def build(
     access: Annotated[
         Path | None, typer.Option("--access", help="access.yaml: tokens, limits, access log; see docs/protocols.md.")
     ] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    host: Annotated[
+        str | None,
+        typer.Option("--host", help="Address to listen on; 0.0.0.0 for all. By default the loopback if it can be."),
+    ] = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
-    out: Out = Path("serve.yaml"),
+    image: Annotated[
+        str | None, typer.Option("--image", help="Container image with Ray, coe and the members' packages.")
+    ] = None,
+    machine_image: Annotated[
+        str | None, typer.Option("--machine-image", help="AMI, or source image of Google Cloud, of the machines.")
+    ] = None,
+    zone: Annotated[str | None, typer.Option("--zone", help="Zone of Google Cloud, in the plan's region.")] = None,
+    project: Annotated[str | None, typer.Option("--project", help="Project of Google Cloud that pays.")] = None,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="File (.yaml), or folder for all cluster files.", callback=_file_or_folder),
+    ] = Path("serve.yaml"),
 ) -> None:
-    """Write the Ray Serve config of a plan, for plain `serve run serve.yaml`.
+    """Write the Ray Serve config of a plan; with a folder as output, also the files of clusters that can run it.
+
+    A folder gets serve.yaml, aws.yaml or gcp.yaml for `ray up` (where all nodes are of that cloud), rayservice.yaml for KubeRay,
+    local.yaml for `coe cluster up`, and the gate files of the cascade. What is left out is said, and why.
 
     \b
     Example:
       coe build plan.yaml --predictions predictions.npz --ledger ledger -o serve.yaml
       coe build plan.yaml --access access.yaml -o serve.yaml
+      coe build plan.yaml --predictions predictions.npz --ledger /home/ray/ledger -o deploy
+      cd deploy && ray up aws.yaml
     """
     from coe.cascade.certify import verify_certificate
-    from coe.serving.build import header, serve_config
+    from coe.fleet.groups import LOOPBACK, listens_on
+    from coe.serving.build import header, serve_config, setup_here, write_folder
 
     plan = files.read(plan_file, Plan)
     if uncertified:
@@ -124,22 +161,44 @@ def build(
         verify_certificate(plan.cascade, table)
         if table is not None:
             check_sources(plan.pool, table, Path(plan.python_path or "."), str(predictions))
+    folder = None if out.suffix in YAML else out
+    if folder is not None and ledger is not None and not ledger.is_absolute():
+        remedy = "name a folder that can be written on the router's node, like /home/ray/ledger"
+        raise InvalidInput(Problem("--ledger", "must be absolute in files for other machines", str(ledger), remedy))
+    address = (host or LOOPBACK) if folder is None else listens_on(plan, host)
     config = serve_config(
         plan,
         ledger_dir=None if ledger is None else str(ledger),
-        access=None if access is None else _read_access(access),
-        host=host,
+        access=None if access is None else _read_access(access, is_elsewhere=folder is not None),
+        host=address,
         port=port,
     )
-    comment = "".join(f"# {line}\n" for line in header(plan).splitlines())
-    files.write_text(out, comment + files.to_yaml(config))
-    wrote(out, f"{len(plan.placements)} deployments and the router; run it with: serve run {out}")
+    what = f"{len(plan.placements)} deployments and the router"
+    if folder is None:
+        comment = "".join(f"# {line}\n" for line in header(plan).splitlines())
+        files.write_text(out, comment + files.to_yaml(config))
+        wrote(out, f"{what}; run it with: serve run {out}")
+        return
+    setup = setup_here(image=image, machine_image=machine_image, zone=zone, project=project)
+    for note in write_folder(plan, config, folder, setup):
+        say(note)
+    wrote(
+        folder,
+        f"{what}: {', '.join(sorted(p.name for p in folder.glob('*.yaml')))}; how to use each is said at its top",
+    )
 
 
-def _read_access(path: Path) -> Access:
-    """Limits of a service, whose file of tokens is found from beside them."""
+def _read_access(path: Path, *, is_elsewhere: bool) -> Access:
+    """Limits of a service, whose file of tokens is found from beside them; for other machines it must say where it lies there."""
     access = files.read(path, Access)
     if access.tokens is None:
+        return access
+    if is_elsewhere:
+        if not Path(access.tokens).is_absolute():
+            remedy = "name the file's place on the router's node, and put it there: cluster files carry no tokens"
+            raise InvalidInput(
+                Problem(f"{path}: tokens", "must be absolute in files for other machines", access.tokens, remedy)
+            )
         return access
     tokens = (path.parent / access.tokens).resolve()
     if tokens.exists():

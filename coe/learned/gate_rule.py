@@ -190,7 +190,7 @@ def load(argument: str) -> Rule:
     name, _, digest = argument.rpartition("#")
     if not name:
         name, digest = argument, ""
-    path = _found(name)
+    path = located(name)
     state = path.stat()
     return _loaded(path, digest, state.st_mtime_ns, state.st_size)
 
@@ -210,7 +210,7 @@ def _loaded(path: Path, digest: str, _mtime_ns: int, _size: int) -> Gate:
 
 def read(path: str | Path) -> Gate:
     """The gate in a file, whatever its digest."""
-    return _parsed(_found(str(path)).read_bytes(), str(path))
+    return _parsed(located(str(path)).read_bytes(), str(path))
 
 
 def _parsed(content: bytes, where: str) -> Gate:
@@ -266,8 +266,8 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:DIGITS]
 
 
-def _found(name: str) -> Path:
-    """The file, in the working directory or in a folder of the import path."""
+def located(name: str) -> Path:
+    """The file of a gate, in the working directory or in a folder of the import path; `InvalidInput` where it is not."""
     given = Path(name).expanduser()
     for folder in dict.fromkeys(["", *sys.path]):
         if (Path(folder) / given).is_file():

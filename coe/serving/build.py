@@ -1,15 +1,28 @@
-"""`serve.yaml` from a plan, checked by us because Serve's own schema lets misspelt keys pass."""
+"""`serve.yaml` and the folder of cluster files from a plan, checked before they are written.
+
+Serve's own schema lets misspelt keys pass, and Ray's of cluster files says nothing of the clouds' fields; so both are checked
+by us, too.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+import sys
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]  # comes with Ray
+import ray
 from ray.serve.schema import ServeDeploySchema
 
+import coe
 from coe.errors import InvalidInput, Problem
+from coe.files import to_yaml, write_atomically, write_text
+from coe.fleet.folder import MARK, NAMES, cluster_files, comment, first_line
+from coe.fleet.groups import gate_files, gates, hosted
+from coe.fleet.labels import NODE_TYPE_LABEL, SERVE_ENV, replica_options
+from coe.fleet.setup import Setup
 from coe.prices.catalog import provenance
-from coe.serving.labels import NODE_TYPE_LABEL, SERVE_ENV, replica_options
 from coe.types import Access, Plan
 
 IMPORT_PATH = "deployments.app:build"
@@ -19,7 +32,12 @@ APPLICATION = "coe"
 def serve_config(
     plan: Plan, *, ledger_dir: str | None, access: Access | None = None, host: str = "127.0.0.1", port: int = 8000
 ) -> dict[str, Any]:
-    """What `serve run` deploys. It carries the whole plan, so it needs no file beside it but weights and ledger folder."""
+    """What `serve run` deploys. It carries the whole plan, so it needs no file beside it but weights and ledger folder.
+
+    Raises `InvalidInput` for a plan with hosted models, and for node types that cannot be labels.
+    """
+    if problems := list(hosted(plan)):
+        raise InvalidInput(problems)
     config: dict[str, Any] = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": host, "port": port, "request_timeout_s": max(10.0, 10 * plan.workload.latency_s)},
@@ -50,10 +68,106 @@ def header(plan: Plan) -> str:
     return (
         f"{plan.cascade.name}: ${plan.cost.usd_per_hour_allocation:.3f} per hour at {plan.workload.rate_per_s:g} queries/s.\n"
         f"Prices: {provenance(plan.offers)}\n"
+        f"Plan: {plan.fingerprint()}\n"
         f"Run it with: serve run serve.yaml\n"
         f"The cluster needs these nodes, each with the label {NODE_TYPE_LABEL}=<node type>:\n{needed}\n"
         f"Set these in the environment of every node before Ray starts; Serve cannot set them from here:\n{settings}"
     )
+
+
+def setup_here(
+    *,
+    image: str | None = None,
+    machine_image: str | None = None,
+    zone: str | None = None,
+    project: str | None = None,
+) -> Setup:
+    """Versions of Ray and Python as they are here, and the folder of the program's source where it runs from one."""
+    source = Path(coe.__file__).resolve().parents[1]
+    return Setup(
+        ray_version=ray.__version__,
+        python=f"py{sys.version_info.major}{sys.version_info.minor}",
+        image=image,
+        source=str(source) if (source / "pyproject.toml").is_file() else None,
+        machine_image=machine_image,
+        zone=zone,
+        project=project,
+    )
+
+
+def write_folder(plan: Plan, config: dict[str, Any], folder: Path, setup: Setup) -> tuple[str, ...]:
+    """Write `serve.yaml` (of `config`), the cluster files and the gate files of a plan to `folder`, which is made if need be.
+
+    Returns what the reader should know. Files of an earlier plan that this one does not have are removed if we wrote them.
+    Raises `InvalidInput` for a plan that no cluster file can express and for gates that are missing, and `Stale` for
+    gates that have changed; nothing is written then.
+    """
+    found = cluster_files(plan, config, setup)
+    gate_files_here = gate_paths(plan)
+    if found.launcher is not None:
+        check_launcher(found.launcher)
+    serve = first_line(plan, "the service, for serve run and serve deploy") + comment(*header(plan).splitlines())
+    texts = {"serve.yaml": serve + to_yaml(config), **found.texts}
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    for name, path in gate_files_here.items():
+        content = path.read_bytes()
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+    gone = [name for name in NAMES if name not in texts and _is_ours(folder / name)]
+    for name in gone:
+        (folder / name).unlink()
+    copied = (
+        [f"gate files, which every node needs on its import path: {', '.join(gate_files_here)}"]
+        if gate_files_here
+        else []
+    )
+    return (*found.notes, *copied, *(f"removed {folder / name}, which was of another plan" for name in gone))
+
+
+def _is_ours(path: Path) -> bool:
+    return path.is_file() and path.read_bytes().startswith(MARK.encode())
+
+
+def gate_paths(plan: Plan) -> dict[str, Path]:
+    """Gate file as the cascade names it -> where it is: beside the pool, or where the service would look for it here.
+
+    Raises `InvalidInput` for a name that leads to another place on other machines and for a file that is not there or no
+    gate, `Stale` for one that has changed since, `Unavailable` without safetensors.
+    """
+    from coe.learned import gate_rule
+
+    outside = [name for name in gate_files(plan) if not _travels(name)]
+    if outside:
+        rule = (
+            "must be named by a path that leads down from the working directory, since other machines have another one"
+        )
+        remedy = "name it so in the cascade file, then calibrate and plan again"
+        raise InvalidInput(Problem(f"gate '{name}'", rule, remedy=remedy) for name in outside)
+    paths = {}
+    for name, digest in gates(plan):
+        beside = Path(plan.python_path) / name
+        path = beside if plan.python_path and beside.is_file() else gate_rule.located(name)
+        gate_rule.load(f"{path}#{digest}")  # refuses another file than the certificate holds for
+        paths[name] = path
+    return paths
+
+
+def _travels(name: str) -> bool:
+    path = PurePosixPath(name)
+    return name != "" and not path.is_absolute() and ".." not in path.parts and not name.startswith("~")
+
+
+def check_launcher(data: dict[str, Any]) -> None:
+    """Refuse a cluster file that Ray's own schema (``ray/autoscaler/ray-schema.json``) refuses."""
+    path = Path(ray.__file__).parent / "autoscaler" / "ray-schema.json"
+    schema = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        jsonschema.validate(data, schema)
+    except jsonschema.ValidationError as error:
+        where = ".".join(str(part) for part in error.absolute_path) or "cluster file"
+        raise InvalidInput(Problem(where, "breaks Ray's schema of cluster files", error.message)) from None
 
 
 def _check_keys(value: Any, schema: Any, where: str) -> None:

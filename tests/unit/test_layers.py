@@ -13,7 +13,16 @@ ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "coe"
 
 DATA = {"coe", "coe.types", "coe.table", "coe.records", "coe.errors", "coe.files", "coe.plugins"}
-PURE = {"coe.cascade", "coe.cost", "coe.prices", "coe.placement", "coe.report", "coe.router", "coe.simulator"}
+PURE = {
+    "coe.cascade",
+    "coe.cost",
+    "coe.fleet",
+    "coe.prices",
+    "coe.placement",
+    "coe.report",
+    "coe.router",
+    "coe.simulator",
+}
 EDGES_INSIDE = ("coe.prices.sources",)
 """Packages within the pure half that read files."""
 HEAVY = {
