@@ -62,6 +62,8 @@ class _Connection(asyncio.Protocol):
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         """Status and body of the response."""
         assert self._transport is not None
+        if self._transport.is_closing():
+            raise ConnectionResetError("closed by the service")
         self._answered = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return await self._answered
@@ -87,8 +89,13 @@ def closed_loop(port: int, requests: Sequence[bytes], clients: int, seconds: flo
             at = number
             while loop.time() < end:
                 start = time.perf_counter()
-                status, _ = await connection.ask(requests[at % len(requests)])
-                latencies.append(time.perf_counter() - start)
+                try:
+                    status, _ = await connection.ask(requests[at % len(requests)])
+                except ConnectionError:
+                    status = 0
+                    _, connection = await loop.create_connection(_Connection, "127.0.0.1", port)
+                if status == 200:
+                    latencies.append(time.perf_counter() - start)
                 statuses[status] = statuses.get(status, 0) + 1
                 at += clients
 

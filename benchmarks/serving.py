@@ -47,6 +47,8 @@ MEMBERS = ("first", "second", "third")
 NUMBERS = {"1 KB": 52, "64 KB": 3_300}
 """Body -> how many numbers an item has; as JSON text a number takes about 19 bytes."""
 WARM_UP_S = 3.0
+SETTLE_S = 2.0
+"""The proxy takes over a new application a moment after Serve calls it ready."""
 PAYLOAD = "1 KB"
 DAY = "2026-11-01"
 
@@ -198,6 +200,7 @@ def _running(settings: Mapping[str, str]) -> Iterator[Callable[[Callable[[], Any
             @contextmanager
             def one(app: Callable[[], Any]) -> Iterator[None]:
                 serve.run(app(), name="coe", route_prefix="/")
+                time.sleep(SETTLE_S)
                 try:
                     yield
                 finally:
