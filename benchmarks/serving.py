@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -50,6 +52,8 @@ WARM_UP_S = 3.0
 SETTLE_S = 2.0
 """The proxy takes over a new application a moment after Serve calls it ready."""
 PAYLOAD = "1 KB"
+PHASES: dict[str, dict[str, str]] = {"throughput": dict(SERVE_ENV), "defaults": {}}
+"""Serve's settings."""
 DAY = "2026-11-01"
 
 
@@ -59,23 +63,44 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--clients", default="1,32,128")
     parser.add_argument("--json", metavar="OUT")
+    parser.add_argument("--phase", choices=PHASES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     clients = [int(c) for c in args.clients.split(",")]
-    rows = []
-    with _running(SERVE_ENV) as serve:
-        for body in NUMBERS:
-            for name, app in _apps(NUMBERS[body]).items():
-                with serve(app):
-                    rows += _closed(f"{name}", body, clients if body == PAYLOAD else clients[1:2], args.seconds)
-                    if name.startswith("(c)") and body == PAYLOAD:
-                        rows.append(
-                            _open(name, body, max(r["per s"] for r in rows if r["what"] == name) / 2, args.seconds)
-                        )
-    with _running({}) as serve, serve(_apps(NUMBERS[PAYLOAD])["(b) composition"]):
-        rows += _closed("(b) at Serve's defaults", PAYLOAD, clients, args.seconds)
+    if args.phase is not None:
+        rows = _phase(args.phase, clients, args.seconds)
+        Path(args.json).write_text(json.dumps(rows))
+        return
+    rows = [row for phase in PHASES for row in _in_process(phase, args)]
     for row in rows:
         row |= _ratios(row, rows)
     publish("serving", rows, args.json)
+
+
+def _in_process(phase: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one phase, in a process of its own: Serve reads its settings when it is imported."""
+    environment = {k: v for k, v in os.environ.items() if k not in SERVE_ENV} | PHASES[phase]
+    with tempfile.TemporaryDirectory(prefix="coe-serving-") as folder:
+        out = Path(folder) / "rows.json"
+        asked = ["--phase", phase, "--seconds", str(args.seconds), "--clients", args.clients, "--json", str(out)]
+        subprocess.run([sys.executable, "-m", "benchmarks.serving", *asked], env=environment, check=True)
+        rows: list[dict[str, Any]] = json.loads(out.read_text())
+        return rows
+
+
+def _phase(phase: str, clients: list[int], seconds: float) -> list[dict[str, Any]]:
+    rows = []
+    with _running(PHASES[phase]) as serve:
+        if phase == "defaults":
+            with serve(_apps(NUMBERS[PAYLOAD])["(b) composition"]):
+                return _closed("(b) at Serve's defaults", PAYLOAD, clients, seconds)
+        for body in NUMBERS:
+            for name, app in _apps(NUMBERS[body]).items():
+                with serve(app):
+                    own = _closed(name, body, clients if body == PAYLOAD else clients[1:2], seconds)
+                    if name.startswith("(c)") and body == PAYLOAD:
+                        own.append(_open(name, body, max(r["per s"] for r in own) / 2, seconds))
+                rows += own
+    return rows
 
 
 def _ratios(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -188,10 +213,6 @@ def _running(settings: Mapping[str, str]) -> Iterator[Callable[[Callable[[], Any
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     with tempfile.TemporaryDirectory(prefix="coe-serving-") as folder:
-        kept = {k: os.environ.get(k) for k in SERVE_ENV}
-        for key in SERVE_ENV:
-            os.environ.pop(key, None)
-        os.environ.update(settings)
         state = cluster.up(_fleet(), Path(folder), settings=settings)
         try:
             ray.init(address=state.address, logging_level="ERROR", log_to_driver=False)
@@ -211,10 +232,6 @@ def _running(settings: Mapping[str, str]) -> Iterator[Callable[[Callable[[], Any
             serve.shutdown()
             ray.shutdown()
             cluster.down(Path(folder))
-            for key, value in kept.items():
-                os.environ.pop(key, None)
-                if value is not None:
-                    os.environ[key] = value
 
 
 PORT = cluster.free_port()
@@ -285,5 +302,4 @@ def _cpu_s() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    started = time.time()
     main()

@@ -11,9 +11,10 @@ from fastapi.responses import JSONResponse, Response
 from coe.errors import InvalidInput
 from coe.router.queries import Overloaded, Unanswered
 from coe.serving import schemas
+from coe.serving.door import fresh_ids
 from coe.serving.headers import answer_headers
 from coe.serving.http_api import answer_body, asked_timeout_s, error_body, parsed_items, retry_after
-from coe.serving.service import Service, body_of, fresh_ids, status_of, visit_of
+from coe.serving.service import Service, body_of, status_of, visit_of
 
 
 class OwnApi:

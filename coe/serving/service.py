@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,8 +49,3 @@ async def body_of(request: Request, access: Access) -> bytes:
 def status_of(error: InvalidInput, otherwise: int) -> int:
     """413 for what is too large, else the protocol's own status for mistakes."""
     return 413 if isinstance(error, TooLarge) else otherwise
-
-
-def fresh_ids() -> Iterator[str]:
-    """Ids for items that came without."""
-    return (f"{uuid.uuid4().hex[:8]}-{n}" for n in itertools.count())

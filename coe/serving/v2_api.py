@@ -12,9 +12,10 @@ from coe.errors import InvalidInput
 from coe.records import Answer
 from coe.router.queries import Overloaded
 from coe.serving import schemas, v2, v2_binary
+from coe.serving.door import fresh_ids
 from coe.serving.headers import answer_headers
 from coe.serving.http_api import asked_timeout_s, retry_after
-from coe.serving.service import Service, body_of, fresh_ids, status_of, visit_of
+from coe.serving.service import Service, body_of, status_of, visit_of
 
 
 class V2Api:
