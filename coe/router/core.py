@@ -50,6 +50,7 @@ class RouterCore:
         clock: Callable[[], float],
         record: Callable[[Record], None],
         note_failure: Callable[[str, Exception], None] = lambda _deployment, _error: None,
+        note_answered: Callable[[str], None] = lambda _deployment: None,
         note_batch: Callable[[int, Sequence[float]], None] = lambda _tier, _waited_s: None,
     ) -> None:
         self.class_names = tuple(class_names)
@@ -62,6 +63,7 @@ class RouterCore:
         self.clock = clock
         self.record = record
         self.note_failure = note_failure
+        self.note_answered = note_answered
         self.note_batch = note_batch
         by_member: dict[str, list[Placement]] = {}
         for placement in placements:

@@ -36,6 +36,14 @@ class Unanswered(Exception):
     """No member of any tier answered a query."""
 
 
+class Garbage(Exception):
+    """A member replied with something that is no probabilities of the right shape."""
+
+
+class Late(Exception):
+    """A member did not reply in time."""
+
+
 class Overloaded(Exception):
     """The queues hold as much as can be answered within the promise; worth another try after `retry_after_s`."""
 

@@ -16,7 +16,7 @@ from coe.cascade.decide import decide
 from coe.cascade.evaluate import lacking
 from coe.cost.capacity import in_flight
 from coe.records import BatchRun
-from coe.router.queries import Batch, Query
+from coe.router.queries import Batch, Garbage, Late, Query
 from coe.router.turns import Slots, Turns
 from coe.table import Outputs
 from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, FloatArray, IntArray, Placement, Probabilities
@@ -194,7 +194,9 @@ class TierQueue:
         heard.failed |= silent
         for column in np.flatnonzero(silent.any(axis=0)):
             member = self.tier.members[column]
-            self._turns[member].failed(heard.turn_of[member], self._core.clock())
+            turn = heard.turn_of[member]
+            self._turns[member].failed(turn, self._core.clock())
+            self._core.note_failure(self._placements[member][turn].deployment, Late("no reply in time"))
 
     def _unheard(self, heard: Hearing) -> BoolArray:
         """(items, own members): no vote so far."""
@@ -267,6 +269,7 @@ class TierQueue:
             rows_left = rows[heard.open[rows]]
             if probs is not None:
                 self._turns[member].answered(turn)
+                self._core.note_answered(placement.deployment)
                 self._note_votes(heard, rows_left, column, probs[heard.open[rows]])
                 return
             now = self._core.clock()
@@ -313,6 +316,8 @@ class TierQueue:
             busy_s, fee_usd = reply.busy_s, reply.fee_usd
             if _is_sound(reply.probs, len(items), self._core.classes):
                 status, probs = ("late", None) if self._core.clock() > due_s else ("ok", reply.probs)
+            else:
+                self._core.note_failure(placement.deployment, Garbage(_described(reply.probs)))
         except asyncio.CancelledError:
             status = "cancelled"
             raise
@@ -341,6 +346,13 @@ class TierQueue:
                 fee_usd,
             )
         )
+
+
+def _described(reply: object) -> str:
+    """What came instead of probabilities."""
+    if not isinstance(reply, np.ndarray):
+        return f"replied with {type(reply).__name__} instead of an array"
+    return f"replied with {reply.dtype} of shape {reply.shape}, without a finite row or of the wrong shape"
 
 
 def _is_sound(probs: Probabilities, items: int, classes: int) -> bool:

@@ -59,6 +59,7 @@ class Router:
             clock=time.time,
             record=self._meter.record,
             note_failure=self._note_failure,
+            note_answered=self._readiness.answered,
         )
         self._background: tuple[asyncio.Task[None], ...] = ()
 
@@ -78,7 +79,6 @@ class Router:
     async def _call(self, placement: Placement, batch: np.ndarray) -> Reply:
         reply: Reply = await self._handles[placement.deployment].predict.remote(batch)
         self._meter.saw_node(placement.deployment, reply.node)
-        self._readiness.answered(placement.deployment)
         return reply
 
     def _note_failure(self, deployment: str, error: Exception) -> None:
