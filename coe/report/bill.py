@@ -95,6 +95,8 @@ class CallTotals:
     failed: float = 0.0
     cancelled: float = 0.0
     saved_items: int = 0
+    ok_items: float = 0.0
+    """Of `items`, those of calls that were answered in time."""
 
     def add(self, run: BatchRun, part: float = 1.0) -> None:
         """Count a call, or a part of it."""
@@ -108,6 +110,7 @@ class CallTotals:
         self.device_s += part * run.busy_s * run.share
         self.fee_usd += part * run.fee_usd
         if run.status == "ok":
+            self.ok_items += part * run.items
             return
         self.wasted_device_s += part * run.busy_s * run.share
         if run.status == "late":
@@ -129,6 +132,7 @@ class CallTotals:
         self.failed += other.failed
         self.cancelled += other.cancelled
         self.saved_items += other.saved_items
+        self.ok_items += other.ok_items
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ class LiveCalls(Noun):
     node_type: Name
     calls: NotNegative
     items: NotNegative
+    ok_items: NotNegative
+    """Of those, in calls that were answered in time."""
     busy_s: NotNegative
     usd: NotNegative
     """Busy time and fees."""
@@ -255,6 +257,7 @@ def _calls(running: Running, tally: Tally) -> Iterable[LiveCalls]:
             node_type=node_type,
             calls=made.calls,
             items=made.items,
+            ok_items=made.ok_items,
             busy_s=made.busy_s,
             usd=made.device_s * usd_per_busy_s(offer, 1.0) + made.fee_usd,
             saved_items=made.saved_items,
