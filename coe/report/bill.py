@@ -22,8 +22,8 @@ from coe.report.nouns import (
     Served,
     Window,
 )
-from coe.report.window import Clipped, PartOfRun, uncovered_s
-from coe.types import CostLine, Offer, Placement, Plan
+from coe.report.window import Clipped, uncovered_s
+from coe.types import CostLine, Offer, Placement, Plan, PlannedNodes
 
 Key = tuple[int, str, str]
 """(tier, member, node type)"""
@@ -33,16 +33,23 @@ def nodes_and_calls(
     plan: Plan, inside: Clipped, window: Window, answers: int
 ) -> tuple[dict[str, NodeRow], tuple[CallRow, ...]]:
     """Every node type that is rented and every (tier, member, node type) that was planned or called."""
-    rented = {
-        node.node_type: _rented(plan, node.node_type, inside.spans, window)
-        for node in sorted(plan.nodes, key=lambda n: n.node_type == plan.router.node_type)  # the router's come last
-    }
+    made: dict[Key, CallTotals] = defaultdict(CallTotals)
+    for part in inside.runs:
+        made[part.run.tier, part.run.member, part.run.node_type].add(part.run, part.part)
+    rented = {node.node_type: _rented(plan, node.node_type, inside.spans, window) for node in plan.nodes}
+    return bill_of(plan, rented, made, answers, window)
+
+
+def bill_of(
+    plan: Plan, rented: Mapping[str, Rented], made: Mapping[Key, CallTotals], answers: int, window: Window
+) -> tuple[dict[str, NodeRow], tuple[CallRow, ...]]:
+    """The same from sums: node time by node type, and what was called of each (tier, member, node type)."""
     offers = {t: plan.offer(t).model_copy(update={"usd_per_hour": r.usd_per_hour}) for t, r in rented.items()}
-    calls = _calls(plan, inside.runs, offers, answers)
+    calls = _calls(plan, made, offers, answers)
     end_day = words.day(window.end_s)
     nodes = {}
-    for node_type, time in rented.items():
-        offer = plan.offer(node_type)
+    for node_type in sorted(rented, key=lambda t: t == plan.router.node_type):  # the router's come last
+        time, offer = rented[node_type], plan.offer(node_type)
         usd = time.hours * time.usd_per_hour
         usd_router = time.router_hours * time.usd_per_hour
         own = [row for row in calls if row.node_type == node_type]
@@ -71,8 +78,65 @@ def nodes_and_calls(
     return nodes, calls
 
 
+@dataclass
+class CallTotals:
+    """What was called of one member on one node type; a call that counts in part adds that part of everything.
+
+    device_s: busy seconds in whole accelerators.   wasted_device_s: those of calls that were late, failed or cancelled.
+    """
+
+    calls: float = 0.0
+    items: float = 0.0
+    busy_s: float = 0.0
+    device_s: float = 0.0
+    wasted_device_s: float = 0.0
+    fee_usd: float = 0.0
+    late: float = 0.0
+    failed: float = 0.0
+    cancelled: float = 0.0
+    saved_items: int = 0
+    ok_items: float = 0.0
+    """Of `items`, those of calls that were answered in time."""
+
+    def add(self, run: BatchRun, part: float = 1.0) -> None:
+        """Count a call, or a part of it."""
+        if run.status == "cancelled" and run.busy_s == 0:
+            # it was never made: it cost nothing, and tells what early decisions saved
+            self.saved_items += run.items
+            return
+        self.calls += part
+        self.items += part * run.items
+        self.busy_s += part * run.busy_s
+        self.device_s += part * run.busy_s * run.share
+        self.fee_usd += part * run.fee_usd
+        if run.status == "ok":
+            self.ok_items += part * run.items
+            return
+        self.wasted_device_s += part * run.busy_s * run.share
+        if run.status == "late":
+            self.late += part
+        elif run.status == "failed":
+            self.failed += part
+        elif run.status == "cancelled":
+            self.cancelled += part
+
+    def merge(self, other: CallTotals) -> None:
+        """Add what another one counted."""
+        self.calls += other.calls
+        self.items += other.items
+        self.busy_s += other.busy_s
+        self.device_s += other.device_s
+        self.wasted_device_s += other.wasted_device_s
+        self.fee_usd += other.fee_usd
+        self.late += other.late
+        self.failed += other.failed
+        self.cancelled += other.cancelled
+        self.saved_items += other.saved_items
+        self.ok_items += other.ok_items
+
+
 @dataclass(frozen=True)
-class _Rented:
+class Rented:
     """Node time of one type in the window. usd_per_hour is the mean over that time, of one node."""
 
     planned: int
@@ -81,75 +145,85 @@ class _Rented:
     unmetered_hours: float
     usd_per_hour: float
 
+    @classmethod
+    def of(cls, plan: Plan, node_type: str, node_s: float, router_s: float, price_s: float, gap_s: float) -> Rented:
+        """From node seconds, those of routers, seconds x dollars per hour, and the seconds for which nothing is known, which
+        count as rented as planned, at the planned price."""
+        node, routers = _node(plan, node_type), routers_on(plan, node_type)
+        node_s += gap_s * node.count
+        router_s += gap_s * min(node.count, routers)
+        price_s += gap_s * node.count * node.usd_per_hour
+        return cls(
+            planned=node.count,
+            hours=node_s / SECONDS_PER_HOUR,
+            router_hours=router_s / SECONDS_PER_HOUR,
+            unmetered_hours=gap_s * node.count / SECONDS_PER_HOUR,
+            usd_per_hour=price_s / node_s if node_s > 0 else node.usd_per_hour,
+        )
 
-def _rented(plan: Plan, node_type: str, spans: Sequence[NodeSpan], window: Window) -> _Rented:
-    """Node time from the spans; time without a span counts as rented as planned, at the planned price."""
-    node = next(n for n in plan.nodes if n.node_type == node_type)
-    routers = plan.router.replicas if node_type == plan.router.node_type else 0
-    own = [s for s in spans if s.node_type == node_type]
-    gap_s = uncovered_s(own, window)
-    stretches = [(s.end_s - s.start_s, s.count, s.usd_per_hour) for s in own] + [(gap_s, node.count, node.usd_per_hour)]
-    node_s = sum(length * count for length, count, _ in stretches)
-    spent = sum(length * count * price for length, count, price in stretches)
-    return _Rented(
-        planned=node.count,
-        hours=node_s / SECONDS_PER_HOUR,
-        router_hours=sum(length * min(count, routers) for length, count, _ in stretches) / SECONDS_PER_HOUR,
-        unmetered_hours=gap_s * node.count / SECONDS_PER_HOUR,
-        usd_per_hour=spent / node_s if node_s > 0 else node.usd_per_hour,
+
+def routers_on(plan: Plan, node_type: str) -> int:
+    """Nodes of that type that belong to routers."""
+    return plan.router.replicas if node_type == plan.router.node_type else 0
+
+
+def _node(plan: Plan, node_type: str) -> PlannedNodes:
+    return next(n for n in plan.nodes if n.node_type == node_type)
+
+
+def _rented(plan: Plan, node_type: str, spans: Sequence[NodeSpan], window: Window) -> Rented:
+    own, routers = [s for s in spans if s.node_type == node_type], routers_on(plan, node_type)
+    lengths = [s.end_s - s.start_s for s in own]
+    return Rented.of(
+        plan,
+        node_type,
+        sum(length * s.count for length, s in zip(lengths, own, strict=True)),
+        sum(length * min(s.count, routers) for length, s in zip(lengths, own, strict=True)),
+        sum(length * s.count * s.usd_per_hour for length, s in zip(lengths, own, strict=True)),
+        uncovered_s(own, window),
     )
 
 
-def _calls(plan: Plan, runs: Sequence[PartOfRun], offers: Mapping[str, Offer], answers: int) -> tuple[CallRow, ...]:
+def _calls(
+    plan: Plan, made: Mapping[Key, CallTotals], offers: Mapping[str, Offer], answers: int
+) -> tuple[CallRow, ...]:
     """One row per (tier, member, node type), in the order of the cascade and of the plan's nodes."""
     tier_of = {m: t for t, tier in enumerate(plan.cascade.tiers) for m in tier.members}
     planned: dict[Key, Placement] = {(tier_of[p.member], p.member, p.node_type): p for p in plan.placements}
-    made: dict[Key, list[PartOfRun]] = defaultdict(list)
-    for part in runs:
-        made[part.run.tier, part.run.member, part.run.node_type].append(part)
     members, types = plan.cascade.members, [n.node_type for n in plan.nodes]
     keys = sorted(planned.keys() | made.keys(), key=lambda k: (k[0], members.index(k[1]), types.index(k[2])))
-    return tuple(_call_row(plan, key, planned.get(key), made[key], offers[key[2]], answers) for key in keys)
+    none = CallTotals()
+    return tuple(_call_row(plan, k, planned.get(k), made.get(k, none), offers[k[2]], answers) for k in keys)
 
 
 def _call_row(
-    plan: Plan, key: Key, placement: Placement | None, parts: Sequence[PartOfRun], offer: Offer, answers: int
+    plan: Plan, key: Key, placement: Placement | None, made: CallTotals, offer: Offer, answers: int
 ) -> CallRow:
     tier, member, node_type = key
-    # a call that was cancelled before it started was never made: it cost nothing, and tells what early decisions saved
-    saved = sum(p.run.items for p in parts if _was_never_made(p.run))
-    parts = [p for p in parts if not _was_never_made(p.run)]
-    spent = [part.busy_s * usd_per_busy_s(offer, part.run.share) for part in parts]
-    status = {s: sum(p.part for p in parts if p.run.status == s) for s in ("late", "failed", "cancelled")}
-    calls, items = sum(p.part for p in parts), sum(p.part * p.run.items for p in parts)
-    busy_s, usd = sum(p.busy_s for p in parts), sum(spent)
-    fees = sum(p.run.fee_usd * p.part for p in parts)
+    usd_per_device_s = usd_per_busy_s(offer, 1.0)
+    usd = made.device_s * usd_per_device_s
     return CallRow(
         tier=tier,
         member=member,
         node_type=node_type,
-        calls=calls,
-        items=items,
+        calls=made.calls,
+        items=made.items,
         batch_predicted=placement.expected_batch if placement else None,
-        batch=items / calls if calls else None,
-        busy_s=busy_s,
-        device_s=sum(p.busy_s * p.run.share for p in parts),
+        batch=made.items / made.calls if made.calls else None,
+        busy_s=made.busy_s,
+        device_s=made.device_s,
         busy_per_item_predicted_s=placement.expected_busy_s if placement else None,
-        busy_per_item_s=busy_s / items if items else None,
+        busy_per_item_s=made.busy_s / made.items if made.items else None,
         usd=usd,
         usd_per_1k_predicted=1000 * _predicted_usd_per_query(plan, placement) if placement else 0.0,
-        usd_per_1k=per_1k(usd + fees, answers),
-        usd_fees=fees,
-        late=status["late"],
-        failed=status["failed"],
-        cancelled=status["cancelled"],
-        saved_items=saved,
-        usd_wasted=sum(usd for usd, part in zip(spent, parts, strict=True) if part.run.status != "ok"),
+        usd_per_1k=per_1k(usd + made.fee_usd, answers),
+        usd_fees=made.fee_usd,
+        late=made.late,
+        failed=made.failed,
+        cancelled=made.cancelled,
+        saved_items=made.saved_items,
+        usd_wasted=made.wasted_device_s * usd_per_device_s,
     )
-
-
-def _was_never_made(run: BatchRun) -> bool:
-    return run.status == "cancelled" and run.busy_s == 0
 
 
 def _predicted_usd_per_query(plan: Plan, placement: Placement) -> float:

@@ -8,7 +8,8 @@ what happened, the plan says what was expected, and the two stand beside each ot
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from coe.cost.model import total_usd
 from coe.errors import InvalidInput, Problem
@@ -24,6 +25,7 @@ from coe.report.nouns import (
     Cost,
     Latency,
     Loss,
+    Mismatch,
     NodeRow,
     Promise,
     Report,
@@ -77,31 +79,70 @@ def summarise(
     _check_belongs(plan, inside, bench)
     asked = asked_of(plan, inside, bench, table)
     served = served_of(plan, inside, asked, window, unaccounted)
-    nodes, calls = nodes_and_calls(plan, inside, window, served.answered + served.other)
+    bill = nodes_and_calls(plan, inside, window, served.answered + served.other)
+    at = asked.tiers[asked.answered]
+    return assembled(
+        plan,
+        window,
+        served,
+        latency_of(plan, asked, "router" if bench is None else "client"),
+        bill,
+        [int((at == number).sum()) for number in range(len(plan.cascade.tiers))],
+        Quality(
+            rows=accuracy_rows(plan, asked, table),
+            loss=loss_of(plan, asked, table),
+            mismatch=mismatch_of(plan, asked, table),
+            observed=asked.accuracy,
+            by_tier=_accuracy_by_tier(plan, asked),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How right the answers were, as far as anybody knows."""
+
+    rows: tuple[AccuracyRow, ...] = ()
+    loss: Loss | None = None
+    mismatch: Mismatch | None = None
+    observed: float | None = None
+    """Accuracy among the judged queries that were answered."""
+    by_tier: tuple[float | None, ...] | None = None
+    """The same among those that each tier answered; None where no label is known."""
+
+
+def assembled(
+    plan: Plan,
+    window: Window,
+    served: Served,
+    latency: Latency | None,
+    bill: tuple[Mapping[str, NodeRow], tuple[CallRow, ...]],
+    answered: Sequence[int],
+    quality: Quality,
+) -> Report:
+    """The report from what was counted: the bill's rows, and how many queries each tier answered."""
+    nodes, calls = bill
     used = tuple(usage_line(row, nodes[row.node_type]) for row in calls if row.busy_s > 0)
     used += tuple(fee_line(row) for row in calls if row.usd_fees > 0)
     rest = tuple(line for row in nodes.values() for line in other_lines(row))
-    rows = accuracy_rows(plan, asked, table)
     costs = tuple(
-        cost_of(plan, basis, total_usd(lines), window, served, asked.accuracy)
+        cost_of(plan, basis, total_usd(lines), window, served, quality.observed)
         for basis, lines in zip(BASES, (used, used + rest), strict=True)
     )
-    tiers = _tiers(plan, asked, calls, served.answered + served.other)
-    latency = latency_of(plan, asked, "router" if bench is None else "client")
-    loss = loss_of(plan, asked, table)
-    against = _against(plan, costs, rows, window, served)
+    tiers = _tiers(plan, answered, quality.by_tier, calls, served.answered + served.other)
+    against = _against(plan, costs, quality.rows, window, served)
     return Report(
         plan=plan.name,
         plan_fingerprint=plan.fingerprint(),
         window=window,
         verdict=_verdict(plan, against),
-        promises=tuple(_promises(plan, served, latency, rows, loss)),
+        promises=tuple(_promises(plan, served, latency, quality.rows, quality.loss)),
         served=served,
-        accuracy=rows,
+        accuracy=quality.rows,
         max_accuracy_loss=plan.workload.max_accuracy_loss,
-        loss=loss,
+        loss=quality.loss,
         certificate=claim_in_words(plan),
-        mismatch=mismatch_of(plan, asked, table),
+        mismatch=quality.mismatch,
         latency=latency,
         costs=costs,
         against=against,
@@ -110,7 +151,7 @@ def summarise(
         tiers=tiers,
         calls=calls,
         nodes=tuple(nodes.values()),
-        comparisons=tuple(_comparisons(plan, costs, rows, tiers, calls)),
+        comparisons=tuple(_comparisons(plan, costs, quality.rows, tiers, calls)),
         notes=tuple(_notes(plan, served, latency, tuple(nodes.values()), calls, window, against)),
     )
 
@@ -225,13 +266,24 @@ def _saved_words(saved: float) -> str:
 # --- Plan and reality -------------------------------------------------------------------------------------------------
 
 
-def _tiers(plan: Plan, asked: Asked, calls: Sequence[CallRow], answers: int) -> tuple[TierRow, ...]:
-    """Reach, escalation and dollars of every tier beside the plan's."""
-    at = asked.tiers[asked.answered]
+def _accuracy_by_tier(plan: Plan, asked: Asked) -> tuple[float | None, ...]:
+    """Among the judged queries that each tier answered; None where there are none."""
+    judged = [asked.judged & asked.answered & (asked.tiers == number) for number in range(len(plan.cascade.tiers))]
+    return tuple(float(asked.correct[among].mean()) if among.any() else None for among in judged)
+
+
+def _tiers(
+    plan: Plan,
+    answered: Sequence[int],
+    accuracy: Sequence[float | None] | None,
+    calls: Sequence[CallRow],
+    answers: int,
+) -> tuple[TierRow, ...]:
+    """Reach, escalation and dollars of every tier beside the plan's. answered: queries that each tier answered."""
+    total = sum(answered)
     rows = []
     for number, tier in enumerate(plan.cascade.tiers):
-        reached, accepted = (at >= number).sum(), (at == number).sum()
-        judged = asked.judged & asked.answered & (asked.tiers == number)
+        reached, accepted = sum(answered[number:]), answered[number]
         own = [row for row in calls if row.tier == number]
         stats = plan.stats
         rows.append(
@@ -240,13 +292,13 @@ def _tiers(plan: Plan, asked: Asked, calls: Sequence[CallRow], answers: int) -> 
                 members=tier.members,
                 rule=rule_in_words(tier),
                 reach_predicted=stats.reach[number],
-                reach=float(reached / len(at)) if len(at) else None,
+                reach=reached / total if total else None,
                 accepted_predicted=stats.accepted[number],
-                accepted=float(accepted / len(at)) if len(at) else None,
+                accepted=accepted / total if total else None,
                 escalated_predicted=_passed_on(stats.accepted[number], stats.reach[number]) or 0.0,
-                escalated=_passed_on(float(accepted), float(reached)),
+                escalated=_passed_on(accepted, reached),
                 accuracy_predicted=stats.accuracy_accepted[number],
-                accuracy=float(asked.correct[judged].mean()) if judged.any() else None,
+                accuracy=None if accuracy is None else accuracy[number],
                 usd_per_1k_predicted=sum(row.usd_per_1k_predicted for row in own),
                 usd_per_1k=per_1k(sum(row.usd + row.usd_fees for row in own), answers),
             )

@@ -24,8 +24,8 @@ from coe.serving.headers import request_id
 from coe.serving.limits import Buckets
 from coe.types import Access
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
-"""What load balancers ask, who have no token and no patience for limits."""
+OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+"""What load balancers ask, who have no token and no patience for limits; and the live page, which holds no figures."""
 
 
 @dataclass

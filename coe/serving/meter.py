@@ -18,16 +18,27 @@ class Meter:
     Nodes are counted as the plan rents them, or as many as replies came from, where that is more.
     """
 
-    def __init__(self, plan: Plan, ledger: Ledger | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: Ledger | None,
+        clock: Callable[[], float],
+        observe: Callable[[Record], None] = lambda _record: None,
+    ) -> None:
+        """observe: takes every record at once, also where no ledger is kept."""
         self._plan = plan
         self._ledger = ledger
         self._clock = clock
+        self._observe = observe
+        self._is_new = False
         self._span_start_s = clock()
         self._seen: dict[str, set[str]] = {}
         self.node_type_of: Mapping[str, str] = {p.deployment: p.node_type for p in plan.placements}
 
     def record(self, record: Record) -> None:
         """Take a record for the next flush."""
+        self._is_new = True
+        self._observe(record)
         if self._ledger is not None:
             self._ledger.append(record)
 
@@ -38,11 +49,10 @@ class Meter:
 
     def tick(self) -> None:
         """Write what was recorded, with the node time up to now."""
-        if self._ledger is None:
-            return
-        written = self._ledger.flush()
-        if written or self._clock() - self._span_start_s >= SPAN_S:
+        if self._is_new or self._clock() - self._span_start_s >= SPAN_S:
             self._add_spans()
+            self._is_new = False
+        if self._ledger is not None:
             self._ledger.flush()
 
     def close(self) -> None:
@@ -53,11 +63,10 @@ class Meter:
             self._ledger = None
 
     def _add_spans(self) -> None:
-        assert self._ledger is not None
         now = self._clock()
         for node in self._plan.nodes:
             is_router = node.node_type == self._plan.router.node_type
             own = self._plan.router.replicas if is_router else 0
             count = max(node.count, len(self._seen.get(node.node_type, ())) + own)
-            self._ledger.append(NodeSpan(node.node_type, count, node.usd_per_hour, self._span_start_s, now))
+            self.record(NodeSpan(node.node_type, count, node.usd_per_hour, self._span_start_s, now))
         self._span_start_s = now

@@ -19,6 +19,7 @@ from coe.ledger import Ledger
 from coe.records import Answer
 from coe.router.core import RouterCore
 from coe.router.queries import Reply, Unanswered
+from coe.serving.live_page import Watch
 from coe.serving.meter import Meter
 from coe.serving.readiness import Readiness
 from coe.serving.service import Service
@@ -44,7 +45,8 @@ class Router:
         self._plan = plan
         self._access = access
         self._handles = handles
-        self._meter = Meter(plan, _opened(plan, ledger_dir), time.time)
+        self._watch = Watch(plan, time.time, serve.get_replica_context().replica_tag, waiting=self._waiting)
+        self._meter = Meter(plan, _opened(plan, ledger_dir), time.time, self._watch.record)
         self._failures: dict[str, int] = {}
         pairs = [(p.member, p.deployment) for p in plan.placements]
         self._readiness = Readiness(plan.cascade, pairs, time.monotonic)
@@ -65,7 +67,7 @@ class Router:
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls it by this name
         """The web application of this replica."""
-        service = Service(self._plan, self._access, self._ask, self._is_alive, self._readiness.missing)
+        service = Service(self._plan, self._access, self._ask, self._is_alive, self._readiness.missing, self._watch)
         return application(service, names_responses=False)  # Serve names them
 
     def _started(self) -> None:
@@ -101,6 +103,10 @@ class Router:
         """Whether the queues move."""
         self._started()
         return not any(task.done() for task in self._background)
+
+    def _waiting(self) -> list[int]:
+        """Queries in each tier's queue."""
+        return [len(tier.waiting) for tier in self._core.tiers]
 
     def check_health(self) -> None:
         """For Ray Serve, which restarts a router whose queues have stopped."""

@@ -14,6 +14,7 @@ from coe.router.queries import Unanswered
 from coe.serving.door import Visit
 from coe.serving.http_api import refused
 from coe.serving.limits import TooLarge, body_within
+from coe.serving.live_page import Watch
 from coe.types import Access, Plan
 
 Ask = Callable[[Mapping[str, np.ndarray], float], Awaitable[list[Answer | Unanswered]]]
@@ -30,6 +31,8 @@ class Service:
     is_alive: Callable[[], bool]
     missing: Callable[[], list[str]]
     """What each tier that cannot answer lacks; nothing when all can."""
+    watch: Watch | None = None
+    """What the service tells about itself."""
 
 
 def visit_of(request: Request) -> Visit:

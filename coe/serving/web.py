@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 import coe
-from coe.serving import own_api, v2_api
+from coe.serving import live_page, own_api, v2_api
 from coe.serving.door import OPEN_PATHS, Door, Gate, access_logger
 from coe.serving.service import Service
 
@@ -38,6 +38,8 @@ def application(
     )
     own_api.mount(api, service)
     v2_api.mount(api, service)
+    if service.watch is not None:
+        live_page.mount(api, service.watch)
     api.add_exception_handler(HTTPException, _told_by_the_framework)
     api.add_exception_handler(Exception, _fault)
     sink = (log or access_logger()) if access.access_log else None
@@ -66,7 +68,7 @@ def _demand_tokens(api: FastAPI) -> None:
         document = plain()
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]
-        for path in OPEN_PATHS:
+        for path in OPEN_PATHS & document["paths"].keys():
             document["paths"][path]["get"]["security"] = []
         return document
 
