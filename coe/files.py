@@ -71,6 +71,11 @@ _REMEDY_SHOWN = "run `coe init` for an example of every file"
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
+def yaml_mapping(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping of whatever kind, such as a config of Ray's. Raises `InvalidInput` where it is none."""
+    return _load(Path(path))[0]
+
+
 def read(path: str | Path, noun: type[N]) -> N:
     """Read a file of one kind.
 

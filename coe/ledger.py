@@ -68,10 +68,11 @@ def encoded(record: Record) -> str:
     return json.dumps([_LETTER_OF[type(record)], *astuple(record)], separators=(",", ":"), allow_nan=False) + "\n"
 
 
-def read_ledger(path: str | Path) -> LedgerFile:
-    """The ledger at `path`, or all ledgers (`*.jsonl`) of that folder, which must be of one plan.
+def read_ledger(path: str | Path, plan_fingerprint: str | None = None) -> LedgerFile:
+    """The ledger at `path`, or all ledgers (`*.jsonl`) of that folder: those of one plan where it is named; else all
+    must be of one.
 
-    Raises `InvalidInput` for anything malformed but a torn last line.
+    Raises `InvalidInput` for anything malformed but a torn last line, and where no ledger is of the plan.
     """
     path = Path(path)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
@@ -80,6 +81,8 @@ def read_ledger(path: str | Path) -> LedgerFile:
         raise InvalidInput(Problem(str(path), "holds no ledger (*.jsonl)", remedy=remedy))
     parts = [_read_one(file) for file in files]
     plans = sorted({part.plan_fingerprint for part in parts})
+    if plan_fingerprint in plans:
+        parts, plans = [part for part in parts if part.plan_fingerprint == plan_fingerprint], [plan_fingerprint]
     if len(plans) > 1:
         found = ", ".join(p[:12] for p in plans)
         raise InvalidInput(Problem(str(path), "holds ledgers of different plans", found, "report on them one by one"))

@@ -119,6 +119,10 @@ def build(
     access: Annotated[
         Path | None, typer.Option("--access", help="access.yaml: tokens, limits, access log; see docs/protocols.md.")
     ] = None,
+    live: Annotated[
+        Path | None,
+        typer.Option("--live", help="The deployed serve.yaml: change its plan without a restart, by `serve deploy`."),
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option("--host", help="Address to listen on; 0.0.0.0 for all. By default the loopback if it can be."),
@@ -146,6 +150,7 @@ def build(
     Example:
       coe build plan.yaml --predictions predictions.npz --ledger ledger -o serve.yaml
       coe build plan.yaml --access access.yaml -o serve.yaml
+      coe build tighter.yaml --live serve.yaml -o serve.yaml
       coe build plan.yaml --predictions predictions.npz --ledger /home/ray/ledger -o deploy
       cd deploy && ray up aws.yaml
     """
@@ -161,6 +166,9 @@ def build(
         verify_certificate(plan.cascade, table)
         if table is not None:
             check_sources(plan.pool, table, Path(plan.python_path or "."), str(predictions))
+    if live is not None:
+        _write_live(plan, live, out)
+        return
     folder = None if out.suffix in YAML else out
     if folder is not None and ledger is not None and not ledger.is_absolute():
         remedy = "name a folder that can be written on the router's node, like /home/ray/ledger"
@@ -186,6 +194,16 @@ def build(
         folder,
         f"{what}: {', '.join(sorted(p.name for p in folder.glob('*.yaml')))}; how to use each is said at its top",
     )
+
+
+def _write_live(plan: Plan, deployed: Path, out: Path) -> None:
+    """The deployed file, whose router goes over to the plan."""
+    from coe.serving.build import header, live_config
+
+    config = live_config(plan, files.yaml_mapping(deployed))
+    comment = "".join(f"# {line}\n" for line in header(plan).splitlines())
+    files.write_text(out, comment + files.to_yaml(config))
+    wrote(out, f"the plan of {deployed}'s router changes without a restart; go over to it with: serve deploy {out}")
 
 
 def _read_access(path: Path, *, is_elsewhere: bool) -> Access:
@@ -268,7 +286,7 @@ def report(
     from coe.report.summarise import summarise
 
     planned = files.read(plan, Plan)
-    written = read_ledger(ledger)
+    written = read_ledger(ledger, planned.fingerprint())
     if written.plan_fingerprint != planned.fingerprint():
         rule = f"is the ledger of another plan than {plan}"
         raise InvalidInput(Problem(str(ledger), rule, written.plan_fingerprint[:12], "give the plan that was served"))

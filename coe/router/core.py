@@ -105,6 +105,11 @@ class RouterCore:
         for tier in self.tiers:
             tier.resize(deployment, replicas)
 
+    @property
+    def is_idle(self) -> bool:
+        """True where no query is left."""
+        return not self._tasks and not any(tier.waiting for tier in self.tiers)
+
     async def run(self) -> None:
         """Keep every tier's queue moving until cancelled."""
         await asyncio.gather(*(tier.run() for tier in self.tiers))

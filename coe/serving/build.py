@@ -23,10 +23,12 @@ from coe.fleet.groups import gate_files, gates, hosted
 from coe.fleet.labels import NODE_TYPE_LABEL, SERVE_ENV, replica_options
 from coe.fleet.setup import Setup
 from coe.prices.catalog import provenance
+from coe.router.changing import changeable
 from coe.types import Access, Plan
 
 IMPORT_PATH = "deployments.app:build"
 APPLICATION = "coe"
+ROUTER = "router"
 
 
 def serve_config(
@@ -60,6 +62,27 @@ def serve_config(
     ServeDeploySchema.model_validate(config)
     for placement in plan.placements:
         replica_options(plan.offer(placement.node_type), placement.share)  # refuses labels that Ray would not take
+    return config
+
+
+def live_config(plan: Plan, deployed: dict[str, Any]) -> dict[str, Any]:
+    """A deployed `serve.yaml` with another plan for its router to go over to without a restart, for `serve deploy`.
+
+    Raises `InvalidInput` where that is no such file, and for a plan that needs other deployments.
+    """
+    try:
+        (application,) = deployed["applications"]
+        served = Plan.model_validate(application["args"]["plan"])
+    except (KeyError, TypeError, ValueError) as error:
+        rule, remedy = "must be a serve.yaml that `coe build` wrote", "give the file that was deployed"
+        raise InvalidInput(Problem("--live", rule, f"{type(error).__name__}: {error}"[:200], remedy)) from None
+    if reasons := changeable(plan, served):
+        remedy = "deploy a serve.yaml that `coe build` writes without --live: members restart one after the other"
+        raise InvalidInput(Problem("--live", f"this plan cannot be served live: {'; '.join(reasons)}", remedy=remedy))
+    router = {"name": ROUTER, "user_config": {"plan": plan.model_dump(mode="json", exclude_none=True)}}
+    config = {**deployed, "applications": [{**application, "deployments": [router]}]}
+    _check_keys(config, ServeDeploySchema, "serve.yaml")
+    ServeDeploySchema.model_validate(config)
     return config
 
 

@@ -106,8 +106,8 @@ def _hash(html: str, tag: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()
 
 
-def mount(api: FastAPI, watch: Watch) -> None:
-    """Add the routes."""
+def mount(api: FastAPI, watch: Callable[[], Watch]) -> None:
+    """Add the routes; `watch` gives the sums of the plan that is in service."""
     html, policy = page()
     headers = {"content-security-policy": policy, "cache-control": "no-cache", "x-content-type-options": "nosniff"}
 
@@ -117,12 +117,12 @@ def mount(api: FastAPI, watch: Watch) -> None:
 
     async def live_json() -> Response:
         """What the page shows: the last minute, the last hour and everything so far."""
-        body = watch.view().model_dump_json()
+        body = watch().view().model_dump_json()
         return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
 
     async def metrics() -> Response:
         """For Prometheus."""
-        return Response(watch.metrics(), headers={"content-type": CONTENT_TYPE})
+        return Response(watch().metrics(), headers={"content-type": CONTENT_TYPE})
 
     async def report(request: Request) -> Response:
         """The report of everything so far: JSON, or HTML for those who ask for `format=html` or accept it first."""
@@ -132,7 +132,7 @@ def mount(api: FastAPI, watch: Watch) -> None:
             mistake = refused("format", f"must be one of {', '.join(FORMATS)}", repr(wanted)[:60])
             return JSONResponse(error_body(mistake), status_code=422)
         try:
-            result = watch.report()
+            result = watch().report()
         except InvalidInput as error:
             return JSONResponse(error_body(error), status_code=409)
         if wanted == "json":

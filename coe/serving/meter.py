@@ -31,6 +31,7 @@ class Meter:
         self._clock = clock
         self._observe = observe
         self._is_new = False
+        self._counts_nodes = True
         self._span_start_s = clock()
         self._seen: dict[str, set[str]] = {}
         self.node_type_of: Mapping[str, str] = {p.deployment: p.node_type for p in plan.placements}
@@ -55,6 +56,11 @@ class Meter:
         if self._ledger is not None:
             self._ledger.flush()
 
+    def stop_spans(self) -> None:
+        """Write the node time up to now, and no more: from here on another meter counts it."""
+        self._add_spans()
+        self._counts_nodes = False
+
     def close(self) -> None:
         """Write everything and close the ledger."""
         if self._ledger is not None:
@@ -63,6 +69,8 @@ class Meter:
             self._ledger = None
 
     def _add_spans(self) -> None:
+        if not self._counts_nodes:
+            return
         now = self._clock()
         for node in self._plan.nodes:
             is_router = node.node_type == self._plan.router.node_type

@@ -1,36 +1,25 @@
-"""The router: the Serve ingress that takes requests, batches them through the tiers and keeps the ledger."""
+"""The router: the Serve ingress that takes requests and has them answered by the plan that is in service."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import time
-import uuid
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from coe.ledger import Ledger
+from coe.errors import InvalidInput, Problem
 from coe.records import Answer
-from coe.router.core import RouterCore
+from coe.router.changing import changeable
 from coe.router.queries import Reply, Unanswered
-from coe.serving.live_page import Watch
-from coe.serving.meter import Meter
-from coe.serving.readiness import Readiness
+from coe.serving.in_service import InService
 from coe.serving.service import Service
 from coe.serving.web import application
 from coe.types import Access, Placement, Plan
-
-FLUSH_S = 0.5
-"""A killed router loses at most what was recorded since the last flush."""
-SERVE_MESSAGE_BYTES = 4 * 2**20
-"""What Serve lets through where nothing else is set."""
-MESSAGE_FILLING = 0.9
 
 log = logging.getLogger("coe.router")
 
@@ -42,95 +31,70 @@ class Router:
     def __init__(
         self, plan: Plan, ledger_dir: str | None, handles: Mapping[str, DeploymentHandle], access: Access
     ) -> None:
-        self._plan = plan
-        self._access = access
+        self._deployed = plan
+        self._ledger_dir = ledger_dir
         self._handles = handles
-        self._watch = Watch(plan, time.time, serve.get_replica_context().replica_tag, waiting=self._waiting)
-        self._meter = Meter(plan, _opened(plan, ledger_dir), time.time, self._watch.record)
-        self._failures: dict[str, int] = {}
-        pairs = [(p.member, p.deployment) for p in plan.placements]
-        self._readiness = Readiness(plan.cascade, pairs, time.monotonic)
-        self._core = RouterCore(
-            plan.cascade,
-            plan.placements,
-            plan.pool.classes,
-            wait_s=plan.workload.batch_wait_s,
-            latency_s=plan.workload.latency_s,
-            batch_bytes=_batch_bytes(),
-            call=self._call,
-            clock=time.time,
-            record=self._meter.record,
-            note_failure=self._note_failure,
-            note_answered=self._readiness.answered,
-        )
-        self._background: tuple[asyncio.Task[None], ...] = ()
+        self._now = self._fresh(plan)
+        self._before: set[asyncio.Task[None]] = set()
+        self._service = Service(plan, access, self._ask, self._is_alive, self._missing, self._now.watch)
+
+    def _fresh(self, plan: Plan) -> InService:
+        return InService(plan, self._ledger_dir, self._call, serve.get_replica_context().replica_tag)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls it by this name
         """The web application of this replica."""
-        service = Service(self._plan, self._access, self._ask, self._is_alive, self._readiness.missing, self._watch)
-        return application(service, names_responses=False)  # Serve names them
+        return application(self._service, names_responses=False)  # Serve names them
 
-    def _started(self) -> None:
-        """Start the queues and the ledger's clock with the first request: only then is there an event loop."""
-        if not self._background:
-            self._background = (
-                asyncio.ensure_future(self._core.run()),
-                asyncio.ensure_future(self._flush_for_ever()),
+    def reconfigure(self, config: dict[str, Any] | None) -> None:
+        """Go over to the plan in `user_config`, live: what has come is answered by the old one, what comes by the new one.
+
+        Serve calls it when the config of this deployment changes. Raises `InvalidInput` for a plan that needs other deployments,
+        whereupon Serve reports the change as failed and the old plan stays.
+        """
+        plan = self._deployed if not config else _plan_of(config)
+        if reasons := changeable(plan, self._deployed):
+            remedy = "deploy a serve.yaml that `coe build` wrote for it"
+            raise InvalidInput(
+                Problem("user_config: plan", f"cannot be served live: {'; '.join(reasons)}", remedy=remedy)
             )
+        if plan.fingerprint() == self._now.plan.fingerprint():
+            return
+        old, self._now = self._now, self._fresh(plan)
+        self._service.plan, self._service.watch = plan, self._now.watch
+        log.warning("the plan is now %s (%s)", plan.name, plan.fingerprint()[:12])
+        task = asyncio.ensure_future(old.retire())
+        self._before.add(task)
+        task.add_done_callback(self._before.discard)
 
     async def _call(self, placement: Placement, batch: np.ndarray) -> Reply:
         reply: Reply = await self._handles[placement.deployment].predict.remote(batch)
-        self._meter.saw_node(placement.deployment, reply.node)
         return reply
 
-    def _note_failure(self, deployment: str, error: Exception) -> None:
-        """Count a failed call; log the first of each deployment in full, then every hundredth."""
-        self._readiness.failed(deployment)
-        count = self._failures[deployment] = self._failures.get(deployment, 0) + 1
-        if count == 1 or count % 100 == 0:
-            log.warning("call %d of %s failed: %s", count, deployment, error)
-
-    async def _flush_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(FLUSH_S)
-            self._meter.tick()
-
     async def _ask(self, items: Mapping[str, np.ndarray], timeout_s: float) -> list[Answer | Unanswered]:
-        self._started()
-        return await self._core.ask(items, timeout_s=timeout_s)
+        return await self._now.ask(items, timeout_s)
 
     def _is_alive(self) -> bool:
-        """Whether the queues move."""
-        self._started()
-        return not any(task.done() for task in self._background)
+        """Whether the queues move. Only with the first request is there an event loop to start them in."""
+        self._now.start()
+        return self._now.is_alive
 
-    def _waiting(self) -> list[int]:
-        """Queries in each tier's queue."""
-        return [len(tier.waiting) for tier in self._core.tiers]
+    def _missing(self) -> list[str]:
+        return self._now.readiness.missing()
 
     def check_health(self) -> None:
         """For Ray Serve, which restarts a router whose queues have stopped."""
-        for task in self._background:
-            if task.done():
-                raise RuntimeError(f"the router's queues have stopped: {task}")
+        if not self._now.is_alive:
+            raise RuntimeError("the router's queues have stopped")
 
     async def __del__(self) -> None:
         """Serve calls this on shutdown: end what is under way and write the ledger to its end."""
-        for task in self._background:
-            task.cancel()
-        await self._core.close()
-        self._meter.close()
+        await self._now.close()
+        if self._before:
+            await asyncio.wait(self._before, timeout=1.0)
 
 
-def _batch_bytes() -> float:
-    """What a call may carry: the message limit that Serve was started with, less what wraps the array."""
-    limit = int(os.environ.get("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", SERVE_MESSAGE_BYTES))
-    return MESSAGE_FILLING * limit
-
-
-def _opened(plan: Plan, ledger_dir: str | None) -> Ledger | None:
-    """A ledger of its own for this router replica."""
-    if ledger_dir is None:
-        return None
-    name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{uuid.uuid4().hex[:6]}.jsonl"
-    return Ledger(Path(ledger_dir) / name, plan.fingerprint(), time.time())
+def _plan_of(config: dict[str, Any]) -> Plan:
+    """The plan of a `user_config`, which may hold nothing else."""
+    if set(config) != {"plan"}:
+        raise InvalidInput(Problem("user_config", "must have the one key 'plan'", ", ".join(config)))
+    return Plan.model_validate(config["plan"])

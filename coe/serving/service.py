@@ -20,9 +20,9 @@ from coe.types import Access, Plan
 Ask = Callable[[Mapping[str, np.ndarray], float], Awaitable[list[Answer | Unanswered]]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Service:
-    """What the protocols stand on."""
+    """What the protocols stand on. Plan and watch change when the plan changes live."""
 
     plan: Plan
     access: Access

@@ -16,6 +16,7 @@ from coe.serving.door import fresh_ids
 from coe.serving.headers import answer_headers
 from coe.serving.http_api import asked_timeout_s, retry_after
 from coe.serving.service import Service, body_of, status_of, visit_of
+from coe.types import Plan
 
 
 class V2Api:
@@ -24,7 +25,15 @@ class V2Api:
     def __init__(self, service: Service, fresh_ids: Iterator[str]) -> None:
         self._service = service
         self._fresh_ids = fresh_ids
-        self._model = v2.Model.of(service.plan)
+        self._known: tuple[Plan, v2.Model] = (service.plan, v2.Model.of(service.plan))
+
+    @property
+    def _model(self) -> v2.Model:
+        """The cascade that is in service."""
+        plan = self._service.plan
+        if self._known[0] is not plan:
+            self._known = plan, v2.Model.of(plan)
+        return self._known[1]
 
     async def server(self) -> Response:
         """Who serves, and which extensions of the protocol it knows."""

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 import coe
 from coe.serving import live_page, own_api, v2_api
 from coe.serving.door import OPEN_PATHS, Door, Gate, access_logger
+from coe.serving.live_page import Watch
 from coe.serving.service import Service
 
 
@@ -39,7 +40,7 @@ def application(
     own_api.mount(api, service)
     v2_api.mount(api, service)
     if service.watch is not None:
-        live_page.mount(api, service.watch)
+        live_page.mount(api, lambda: _watch_of(service))
     api.add_exception_handler(HTTPException, _told_by_the_framework)
     api.add_exception_handler(Exception, _fault)
     sink = (log or access_logger()) if access.access_log else None
@@ -47,6 +48,11 @@ def application(
     if access.tokens is not None:
         _demand_tokens(api)
     return api
+
+
+def _watch_of(service: Service) -> Watch:
+    assert service.watch is not None
+    return service.watch
 
 
 async def _told_by_the_framework(_: Request, error: Exception) -> Response:

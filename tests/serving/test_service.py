@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from coe.placement.optimize import plan
 from coe.profiler.predict import DataSet
 from coe.records import Answer, BatchRun, Bench, NodeSpan
 from coe.report.summarise import summarise
-from coe.serving.build import serve_config
+from coe.serving.build import live_config, serve_config
 from coe.serving.cluster import ClusterState, free_port
 from coe.serving.labels import NODE_TYPE_LABEL
 from coe.serving.ready import wait_until_running
@@ -200,3 +201,60 @@ def test_triton_gets_the_same_answers(live: Live, bench: Bench) -> None:
         got = client.infer(live.plan.cascade.name, [tensor], request_id="triton")
     first = [(a.answer, a.tier) for a in bench.answers[:40]]
     assert list(zip(got.as_numpy("answer").tolist(), got.as_numpy("tier").tolist(), strict=True)) == first
+
+
+def test_the_plan_changes_live_and_no_request_fails(live: Live, ray_session: str) -> None:
+    """From three votes of three to two of three: answers change, the router's process does not, and the ledgers are apart."""
+    before = router_id(ray_session)
+    tier = live.plan.cascade.tiers[0].model_copy(update={"quorum": 2})
+    cascade = live.plan.cascade.model_copy(update={"tiers": (tier, *live.plan.cascade.tiers[1:]), "certificate": None})
+    eager = live.plan.model_copy(update={"cascade": cascade, "name": "eager"})
+    deployed = yaml.safe_load(
+        to_yaml(serve_config(live.plan, ledger_dir=str(live.ledger), port=int(live.url.rpartition(":")[2])))
+    )
+    failed: list[int] = []
+    stop = threading.Event()
+
+    def keep_asking() -> None:
+        with httpx.Client(timeout=20) as client:
+            while not stop.is_set():
+                status = client.post(f"{live.url}/predict", json={"items": [{"input": [7]}]}).status_code
+                failed.extend([status] * (status != 200))
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    try:
+        for plan_now, config in ((eager, live_config(eager, deployed)), (live.plan, deployed)):
+            _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
+            wait_for_plan(live, plan_now)
+            routing = route(plan_now.cascade, live.table)
+            for start in range(0, 480, 40):
+                items = [{"id": f"{plan_now.name}-{row}", "input": [row]} for row in range(start, start + 40)]
+                got = httpx.post(f"{live.url}/predict", json={"items": items}, timeout=30).json()["answers"]
+                rows = slice(start, start + 40)
+                assert [(a["class"], a["tier"]) for a in got] == list(
+                    zip(routing.answer[rows].tolist(), routing.tier[rows].tolist(), strict=True)
+                )
+    finally:
+        stop.set()
+        asking.join()
+    assert failed == []
+    assert router_id(ray_session) == before
+    eagers = read_ledger(live.ledger, eager.fingerprint()).records
+    assert sum(isinstance(r, Answer) and r.query_id.startswith("eager") for r in eagers) == len(live.table)
+
+
+def router_id(address: str) -> str:
+    """The replica of the router."""
+    assert address
+    details = ray.get(_get_global_client()._controller.get_serve_instance_details.remote())
+    (replica,) = details["applications"]["coe"]["deployments"]["router"]["replicas"]
+    return str(replica["replica_id"])
+
+
+def wait_for_plan(live: Live, wanted: Plan, timeout_s: float = 30.0) -> None:
+    """Until the service says that it serves this plan."""
+    deadline = time.monotonic() + timeout_s
+    while Plan.model_validate_json(httpx.get(f"{live.url}/plan").text).fingerprint() != wanted.fingerprint():
+        assert time.monotonic() < deadline, "the plan has not changed"
+        time.sleep(0.2)

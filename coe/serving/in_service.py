@@ -1,0 +1,123 @@
+"""One plan in service: its queues, its ledger, its sums. A router has one, and for a moment two when the plan changes live."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from coe.ledger import Ledger
+from coe.records import Answer
+from coe.router.core import RouterCore
+from coe.router.queries import Call, Reply, Unanswered
+from coe.serving.live_page import Watch
+from coe.serving.meter import Meter
+from coe.serving.readiness import Readiness
+from coe.types import Placement, Plan
+
+FLUSH_S = 0.5
+"""A killed router loses at most what was recorded since the last flush."""
+DRAINED_S = 0.05
+SERVE_MESSAGE_BYTES = 4 * 2**20
+"""What Serve lets through where nothing else is set."""
+MESSAGE_FILLING = 0.9
+
+log = logging.getLogger("coe.router")
+
+
+class InService:
+    """A plan that is being served. `start` needs an event loop; everything before does not."""
+
+    def __init__(self, plan: Plan, ledger_dir: str | None, call: Call, router: str) -> None:
+        """call: asks a placement's replicas.    router: how this one is called among several."""
+        self.plan = plan
+        self._call = call
+        self._failures: dict[str, int] = {}
+        self.watch = Watch(plan, time.time, router, waiting=self._waiting)
+        self._meter = Meter(plan, _opened(plan, ledger_dir), time.time, self.watch.record)
+        pairs = [(p.member, p.deployment) for p in plan.placements]
+        self.readiness = Readiness(plan.cascade, pairs, time.monotonic)
+        self._core = RouterCore(
+            plan.cascade,
+            plan.placements,
+            plan.pool.classes,
+            wait_s=plan.workload.batch_wait_s,
+            latency_s=plan.workload.latency_s,
+            batch_bytes=_batch_bytes(),
+            call=self._metered,
+            clock=time.time,
+            record=self._meter.record,
+            note_failure=self._note_failure,
+            note_answered=self.readiness.answered,
+        )
+        self._background: tuple[asyncio.Task[None], ...] = ()
+
+    def start(self) -> None:
+        """Start queues and the ledger's clock, if they do not run yet."""
+        if not self._background:
+            self._background = (asyncio.ensure_future(self._core.run()), asyncio.ensure_future(self._flush_for_ever()))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the queues move."""
+        return not any(task.done() for task in self._background)
+
+    async def ask(self, items: Mapping[str, np.ndarray], timeout_s: float) -> list[Answer | Unanswered]:
+        """As `RouterCore.ask`."""
+        self.start()
+        return await self._core.ask(items, timeout_s=timeout_s)
+
+    async def retire(self) -> None:
+        """Answer what is still here, and close; the nodes are another's to bill from now on."""
+        self._meter.stop_spans()
+        while not self._core.is_idle:
+            await asyncio.sleep(DRAINED_S)
+        await self.close()
+
+    async def close(self) -> None:
+        """End what is under way and write the ledger to its end."""
+        for task in self._background:
+            task.cancel()
+        await self._core.close()
+        self._meter.close()
+
+    async def _metered(self, placement: Placement, batch: np.ndarray) -> Reply:
+        reply = await self._call(placement, batch)
+        self._meter.saw_node(placement.deployment, reply.node)
+        return reply
+
+    def _note_failure(self, deployment: str, error: Exception) -> None:
+        """Count a failed call; log the first of each deployment in full, then every hundredth."""
+        self.readiness.failed(deployment)
+        count = self._failures[deployment] = self._failures.get(deployment, 0) + 1
+        if count == 1 or count % 100 == 0:
+            log.warning("call %d of %s failed: %s", count, deployment, error)
+
+    def _waiting(self) -> list[int]:
+        """Queries in each tier's queue."""
+        return [len(tier.waiting) for tier in self._core.tiers]
+
+    async def _flush_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            self._meter.tick()
+
+
+def _batch_bytes() -> float:
+    """What a call may carry: the message limit that Serve was started with, less what wraps the array."""
+    limit = int(os.environ.get("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", SERVE_MESSAGE_BYTES))
+    return MESSAGE_FILLING * limit
+
+
+def _opened(plan: Plan, ledger_dir: str | None) -> Ledger | None:
+    """A ledger of its own for this router and plan."""
+    if ledger_dir is None:
+        return None
+    name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{uuid.uuid4().hex[:6]}.jsonl"
+    return Ledger(Path(ledger_dir) / name, plan.fingerprint(), time.time())
