@@ -45,12 +45,15 @@ class Router:
         """The web application of this replica."""
         return application(self._service, names_responses=False)  # Serve names them
 
-    def reconfigure(self, config: dict[str, Any] | None) -> None:
+    async def reconfigure(self, config: dict[str, Any] | None, rank: Any = None) -> None:
         """Go over to the plan in `user_config`, live: what has come is answered by the old one, what comes by the new one.
 
         Serve calls it when the config of this deployment changes. Raises `InvalidInput` for a plan that needs other deployments,
-        whereupon Serve reports the change as failed and the old plan stays.
+        whereupon Serve reports the change as failed and the old plan stays. Without a plan it is again the one of the deployment.
+
+        rank: not used; Serve calls a method that takes it also when `user_config` is gone again.
         """
+        del rank
         plan = self._deployed if not config else _plan_of(config)
         if reasons := changeable(plan, self._deployed):
             remedy = "deploy a serve.yaml that `coe build` wrote for it"
