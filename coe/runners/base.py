@@ -59,13 +59,19 @@ def _table(member: Member, pool: Pool, base_dir: Path) -> Runner:
     return TableRunner(member, pool, base_dir)
 
 
+def _onnx(member: Member, pool: Pool, base_dir: Path) -> Runner:
+    from coe.runners.onnx_runner import OnnxRunner
+
+    return OnnxRunner(member, pool, base_dir)
+
+
 def _callable(member: Member, pool: Pool, base_dir: Path) -> Runner:
     from coe.runners.callable import CallableRunner
 
     return CallableRunner(member, pool, base_dir)
 
 
-RUNNERS: dict[str, Factory] = {"torch": _torch, "table": _table, "callable": _callable}
+RUNNERS: dict[str, Factory] = {"torch": _torch, "onnx": _onnx, "table": _table, "callable": _callable}
 
 
 def make_runner(member: Member, pool: Pool, base_dir: Path) -> Runner:
@@ -191,9 +197,18 @@ def fingerprint(member: Member, base_dir: Path) -> str:
     return digest.hexdigest()
 
 
+def weight_files(member: Member, base_dir: Path) -> list[Path]:
+    """The weights, and for an ONNX graph the external data beside it: ``model.onnx.data``, ``model.onnx_data``."""
+    if not member.weights:
+        return []
+    path = resolved(member.weights, base_dir)
+    beside = [path.with_name(path.name + ending) for ending in (".data", "_data")] if member.runner == "onnx" else []
+    return [path, *(p for p in beside if p.is_file())]
+
+
 def _files(member: Member, base_dir: Path) -> list[Path]:
     """Weights, replayed predictions and source files of a member, in that order."""
-    paths = [resolved(member.weights, base_dir)] if member.weights else []
+    paths = weight_files(member, base_dir)
     if member.runner == "table" and "predictions" in member.options:
         paths.append(resolved(str(member.options["predictions"]), base_dir))
     modules = [path.partition(":")[0] for path in (member.model, member.runner) if ":" in path]
