@@ -14,16 +14,17 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import InvalidInput, Problem
 from coe.plugins import import_path, resolve
-from coe.types import Member, Pool, Probabilities
+from coe.types import Member, Pool, Probabilities, Tokens
 
 Batch = NDArray[Any]
 
@@ -42,6 +43,26 @@ class Runner(Protocol):
 
     def memory_gib(self) -> float:
         """Accelerator memory that the loaded model needs."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """Answers to a batch, and what they are billed by.
+
+    probs: (n, classes); a row of NaN is no answer, a missing vote, and a row of zeros an output that holds no answer.
+    tokens: (n, 2) prompt and completion tokens, or None where nobody counts them.
+    """
+
+    probs: Probabilities
+    tokens: Tokens | None = None
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """A runner whose members may stay silent about an item, and may be billed by token: language models."""
+
+    def ask(self, batch: Batch) -> Said:
+        """As `Runner.predict`, with rows of NaN and of zeros, and with tokens."""
 
 
 Factory = Callable[[Member, Pool, Path], Runner]
@@ -65,16 +86,34 @@ def _onnx(member: Member, pool: Pool, base_dir: Path) -> Runner:
     return OnnxRunner(member, pool, base_dir)
 
 
+def _openai(member: Member, pool: Pool, base_dir: Path) -> Runner:
+    from coe.runners.openai_runner import OpenAIRunner
+
+    return OpenAIRunner(member, pool, base_dir)
+
+
 def _callable(member: Member, pool: Pool, base_dir: Path) -> Runner:
     from coe.runners.callable import CallableRunner
 
     return CallableRunner(member, pool, base_dir)
 
 
-RUNNERS: dict[str, Factory] = {"torch": _torch, "onnx": _onnx, "table": _table, "callable": _callable}
+RUNNERS: dict[str, Factory] = {
+    "torch": _torch,
+    "onnx": _onnx,
+    "callable": _callable,
+    "openai": _openai,
+    "table": _table,
+}
 
 
-def make_runner(member: Member, pool: Pool, base_dir: Path) -> Runner:
+def blank_batch(pool: Pool, size: int) -> Batch:
+    """A batch (size, *input_shape) of items that mean nothing: zeros, or a word each."""
+    shape = (size, *pool.input_shape)
+    return np.full(shape, "word") if pool.is_text else np.zeros(shape, dtype=np.float32)
+
+
+def make_runner(member: Member, pool: Pool, base_dir: Path) -> Checked:
     """The runner of a member, not yet loaded; its outputs are checked.
 
     `base_dir` is the folder of the pool file: weights are relative to it, and modules beside it can be imported.
@@ -97,13 +136,22 @@ class Checked:
         self._runner.load()
 
     def predict(self, batch: Batch) -> Probabilities:
-        """As the runner, and checked: shape (n, classes), finite, not negative, rows that sum to 1 within 0.001."""
-        outputs = np.asarray(self._runner.predict(batch))
-        problem = _output_problem(outputs, (len(batch), self._classes))
+        """As the runner, and checked: shape (n, classes), finite, not negative, rows that sum to 1 within 0.001.
+
+        Of an `Asking` runner, rows that are all NaN or all zeros pass too.
+        """
+        return self.ask(batch).probs
+
+    def ask(self, batch: Batch) -> Said:
+        """As `predict`, with the tokens of a runner that counts them."""
+        said = self._runner.ask(batch) if isinstance(self._runner, Asking) else Said(self._runner.predict(batch))
+        outputs = np.asarray(said.probs)
+        is_silent = isinstance(self._runner, Asking)
+        problem = _output_problem(outputs, (len(batch), self._classes), is_silent)
         if problem is not None:
             rule, found, remedy = problem
             raise InvalidInput(Problem(f"member '{self._member}'", rule, found, remedy))
-        return outputs.astype(np.float32, copy=False)
+        return Said(outputs.astype(np.float32, copy=False), said.tokens)
 
     def close(self) -> None:
         self._runner.close()
@@ -112,18 +160,20 @@ class Checked:
         return self._runner.memory_gib()
 
 
-def _output_problem(outputs: NDArray[Any], shape: tuple[int, int]) -> tuple[str, str, str] | None:
-    """Rule, what was found and remedy, where outputs are not probabilities of that shape."""
+def _output_problem(outputs: NDArray[Any], shape: tuple[int, int], may_be_silent: bool) -> tuple[str, str, str] | None:
+    """Rule, what was found and remedy, where outputs are not probabilities of that shape; silent rows are NaN or zeros."""
     if outputs.shape != shape:
         return f"must return shape {shape}: items, classes", str(outputs.shape), "check the last layer and the pool"
     if outputs.dtype.kind != "f":
         return "must return floating point probabilities", str(outputs.dtype), "return float32"
     total = outputs.sum(axis=1, dtype=np.float64)
+    silent = (np.isnan(outputs).all(axis=1) | ~outputs.any(axis=1)) & may_be_silent
     for rule, bad, remedy in (
         ("must not return NaN or infinity", ~np.isfinite(outputs).all(axis=1), "look at the inputs and the weights"),
         ("must not return negative probabilities", (outputs < 0).any(axis=1), "apply softmax"),
         ("must return rows that sum to 1 (within 0.001)", ~(np.abs(total - 1) <= 1e-3), "apply softmax"),
     ):
+        bad = bad & ~silent
         if bad.any():
             row = int(bad.argmax())
             return rule, f"{outputs[row].tolist()[:4]}… in row {row} of {len(outputs)}", remedy

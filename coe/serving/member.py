@@ -11,7 +11,7 @@ import numpy as np
 import ray
 
 from coe.router.queries import Reply
-from coe.runners.base import Runner, make_runner
+from coe.runners.base import Runner, blank_batch, make_runner
 from coe.runners.paced import Paced
 from coe.serving.labels import simulated_speed
 from coe.types import Pool
@@ -49,5 +49,5 @@ def loaded(pool: Pool, member: str, share: float, base_dir: str) -> Runner:
         runner = Paced(runner, speed)
     runner.load()
     if entry.runner != "table":
-        runner.predict(np.zeros((1, *pool.input_shape), dtype=np.float32))
+        runner.predict(blank_batch(pool, 1))
     return runner

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from coe.errors import CoeError, InvalidInput, Problem, Unavailable
 from coe.profiler.measure import forget_caches, measure
-from coe.runners.base import Runner, fingerprint, make_runner
+from coe.runners.base import Runner, blank_batch, fingerprint, make_runner
 from coe.runners.paced import Paced
 from coe.serving.labels import CPU_SHARE_ENV, NODE_TYPE_LABEL, replica_options, simulated_speed
 from coe.types import BatchTiming, Member, Offer, Pool, Prices, Profile, Profiles
@@ -78,6 +78,10 @@ def profile_members(
     if sample is not None and sample.shape[1:] != pool.input_shape:
         rule = f"items must have the pool's input_shape {list(pool.input_shape)}"
         raise InvalidInput(Problem("sample", rule, str(list(sample.shape[1:]))))
+    if pool.is_text and (sample is None or sample.dtype.kind != "U"):
+        raise InvalidInput(
+            Problem("sample", "members that read text are timed on texts", remedy="give them with --data")
+        )
     with connected(address):
         offers = _offers_to_profile(prices)
         counter = _Counter(progress, len(offers) * len(pool.members), keep)
@@ -222,7 +226,7 @@ def _answer_of(task: Any, offer: Offer, timeout_s: float | None) -> Any:
 
 def _hop_p99_s(actor: Any, offer: Offer, size: int, pool: Pool) -> float:
     """99th percentile of a call that carries a full batch there and its probabilities back, and does nothing else."""
-    batch = np.zeros((size, *pool.input_shape), dtype=np.float32)
+    batch = blank_batch(pool, size)
     seconds = []
     for _ in range(HOP_CALLS):
         started = time.perf_counter()
@@ -278,7 +282,7 @@ def _batches(member: Member, pool: Pool, sample: NDArray[Any] | None) -> Callabl
     if sample is not None:
         return lambda size: np.resize(sample, (size, *pool.input_shape))
     if member.runner == "table":
-        return lambda size: np.zeros((size, *pool.input_shape), dtype=np.float32)
+        return lambda size: blank_batch(pool, size)
     rng = np.random.default_rng(0)
     return lambda size: rng.random((size, *pool.input_shape), dtype=np.float32)
 

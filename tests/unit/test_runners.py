@@ -431,4 +431,4 @@ def test_speed_on_a_simulated_node() -> None:
 
 
 def test_every_known_runner_is_imported_only_when_asked_for() -> None:
-    assert sorted(RUNNERS) == ["callable", "onnx", "table", "torch"]
+    assert sorted(RUNNERS) == ["callable", "onnx", "openai", "table", "torch"]
