@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from coe.errors import InvalidInput, Problem
 from coe.plugins import import_path, resolve
-from coe.types import Member, Pool, Probabilities, Tokens
+from coe.types import IntArray, Member, Pool, Probabilities, Tokens
 
 Batch = NDArray[Any]
 
@@ -111,6 +111,19 @@ def blank_batch(pool: Pool, size: int) -> Batch:
     """A batch (size, *input_shape) of items that mean nothing: zeros, or a word each."""
     shape = (size, *pool.input_shape)
     return np.full(shape, "word") if pool.is_text else np.zeros(shape, dtype=np.float32)
+
+
+def row_numbers(batch: Batch, rows: int, where: str) -> IntArray:
+    """(n,) row numbers below `rows` from a batch (n, 1) of them. Raises `InvalidInput` for anything else."""
+    numbers = np.asarray(batch, dtype=np.float64).reshape(len(batch), -1)
+    if numbers.shape[1] != 1:
+        rule = "takes one row number per item, so the pool's input_shape is [1]"
+        raise InvalidInput(Problem(where, rule, f"a batch of shape {np.shape(batch)}"))
+    column = numbers[:, 0]
+    bad = ~(np.isfinite(column) & (column >= 0) & (column < rows) & (column == np.floor(column)))
+    if bad.any():
+        raise InvalidInput(Problem(where, f"row numbers must be whole and in 0..{rows - 1}", str(column[bad.argmax()])))
+    return column.astype(np.int64)
 
 
 def make_runner(member: Member, pool: Pool, base_dir: Path) -> Checked:
@@ -261,6 +274,8 @@ def _files(member: Member, base_dir: Path) -> list[Path]:
     paths = weight_files(member, base_dir)
     if member.runner == "table" and "predictions" in member.options:
         paths.append(resolved(str(member.options["predictions"]), base_dir))
+    if member.runner == "openai" and member.options.get("items_file"):
+        paths.append(resolved(str(member.options["items_file"]), base_dir))
     modules = [path.partition(":")[0] for path in (member.model, member.runner) if ":" in path]
     specs = [_spec(module, member) for module in modules]
     return paths + [Path(s.origin) for s in specs if s.has_location and s.origin]

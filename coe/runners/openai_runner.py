@@ -16,6 +16,7 @@ failed, retries included, is a row of NaN: a missing vote, which costs nothing.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
@@ -30,7 +31,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from coe.errors import InvalidInput, Problem, Unavailable
-from coe.runners.base import Batch, Said
+from coe.runners.base import Batch, Said, resolved, row_numbers
 from coe.runners.reading import Read, reader
 from coe.types import Count, Member, NotNegative, Noun, Pool, Positive, PositiveCount, Probabilities
 
@@ -51,6 +52,8 @@ class Options(Noun):
     system: str | None = None
     prompt: str = "{item}"
     """``{item}`` is the item, ``{classes}`` the names of the classes, ``{choices}`` a line for each with its letter."""
+    items_file: str | None = None
+    """A JSON array of texts, relative to the pool file: then an item is its row number there, as of runner ``table``."""
     max_tokens: PositiveCount | None = None
     temperature: NotNegative | None = 0.0
     """None leaves it to the endpoint."""
@@ -96,14 +99,15 @@ class OpenAIRunner:
         sleep: Callable[[float], object] = time.sleep,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        del base_dir  # nothing is read from files
         self._where = f"member '{member.name}'"
         if member.weights is not None or member.model:
             rule = "runner 'openai' has no weights and no code here: the model is named in its options"
             raise InvalidInput(Problem(self._where, rule, member.weights or member.model))
         self._options = _options(member)
         self._read = self._reader(pool)
+        self._base_dir = base_dir
         self._pool = pool
+        self._texts: list[str] | None = None
         self._transport, self._sleep, self._clock_s = transport, sleep, clock_s
         self._client: httpx.Client | None = None
         self._threads: ThreadPoolExecutor | None = None
@@ -128,6 +132,8 @@ class OpenAIRunner:
                 where = f"{self._where}: options: api_key_env"
                 raise InvalidInput(Problem(where, f"{options.api_key_env} is not set", remedy=remedy))
             headers["Authorization"] = f"Bearer {key}"
+        if options.items_file is not None:
+            self._texts = self._read_texts(resolved(options.items_file, self._base_dir))
         most = options.max_concurrency
         self._client = httpx.Client(
             headers=headers,
@@ -136,6 +142,19 @@ class OpenAIRunner:
             transport=self._transport,
         )
         self._threads = ThreadPoolExecutor(most, thread_name_prefix="openai")
+
+    def _read_texts(self, path: Path) -> list[str]:
+        """The texts that row numbers stand for."""
+        where = f"{self._where}: options: items_file"
+        if self._pool.is_text:
+            raise InvalidInput(Problem(where, "is for items that are row numbers, and the pool's are texts"))
+        try:
+            texts = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InvalidInput(Problem(where, f"{path} cannot be read as JSON", str(error))) from None
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise InvalidInput(Problem(where, f"{path} must hold an array of texts"))
+        return texts
 
     def predict(self, batch: Batch) -> Probabilities:
         """Certainties (n, classes); rows of zeros where the model abstains, of NaN where the request failed."""
@@ -163,6 +182,8 @@ class OpenAIRunner:
     def _items(self, batch: Batch) -> list[str]:
         """One text per item; numbers as Python writes them."""
         rows = np.asarray(batch).reshape(len(batch), -1)
+        if self._texts is not None:
+            return [self._texts[row] for row in row_numbers(rows, len(self._texts), self._where)]
         if rows.dtype.kind == "U":
             return ["\n".join(row) for row in rows.tolist()]
         return [" ".join(np.format_float_positional(value, trim="-") for value in row) for row in rows]

@@ -373,6 +373,35 @@ def _mocked(endpoint: Endpoint, asked: Member, of: Pool, folder: Path) -> OpenAI
     )
 
 
+def test_items_may_be_row_numbers_into_a_file_of_texts(tmp_path: Path) -> None:
+    file = tmp_path / "items.json"
+    file.write_text(json.dumps(["red", "grün", "green"]))
+    endpoint = Endpoint(lambda body: completion(said(body)))
+    numbered = pool(items_file="items.json").model_copy(update={"input_dtype": "float32"})
+    (entry,) = numbered.members
+
+    def loaded(of: Pool = numbered) -> OpenAIRunner:
+        runner = _mocked(endpoint, entry, of, tmp_path)
+        runner.load()
+        return runner
+
+    assert loaded().predict(np.array([[2.0], [0.0], [1.0]], dtype=np.float32)).argmax(axis=1).tolist() == [1, 0, 0]
+    assert said(endpoint.bodies[-1]) in ("red", "grün", "green")
+    before = base.fingerprint(entry, tmp_path)
+    file.write_text(json.dumps(["red", "green"]))
+    assert base.fingerprint(entry, tmp_path) != before
+    with pytest.raises(InvalidInput, match=r"row numbers must be whole and in 0..1, got 2.0"):
+        loaded().predict(np.array([[2.0]]))
+    with pytest.raises(InvalidInput, match="is for items that are row numbers, and the pool's are texts"):
+        loaded(numbered.model_copy(update={"input_dtype": "text"}))
+    file.write_text('{"a": 1}')
+    with pytest.raises(InvalidInput, match="items_file: .*items.json must hold an array of texts"):
+        loaded()
+    file.unlink()
+    with pytest.raises(InvalidInput, match="items_file: .*items.json cannot be read as JSON"):
+        loaded()
+
+
 def test_texts_and_numbers_are_not_mixed_up(tmp_path: Path) -> None:
     common = {"y": np.array([0, 1]), "items": np.array(["a", "b"]), "splits": np.array(["test"] * 2)}
     np.savez(tmp_path / "numbers.npz", x=np.zeros((2, 1)), **common)
