@@ -107,18 +107,21 @@ def predict(
 ) -> PredictionTable:
     """Ask every member of the pool about every item. `progress` gets (answers so far, answers in all).
 
-    `base_dir` is the folder of the pool file. Raises `InvalidInput` for data that do not fit the pool, and for a member
+    `base_dir` is the folder of the pool file. The table has no probabilities where no member gives any, and tokens where one
+    counts them. Raises `InvalidInput` for data that do not fit the pool, and for a member
     that cannot be loaded, fails, or returns something else than probabilities.
     """
     _check_fit(pool, data)
     n, m, c = len(data), len(pool.members), len(pool.classes)
     probs = np.empty((n, m, c), dtype=np.float32)
     tokens = np.zeros((n, m, 2), dtype=np.int32)
-    has_tokens = False
+    has_tokens, has_probs = False, False
     sources = {}
     for column, member in enumerate(pool.members):
         sources[member.name] = fingerprint(member, base_dir)
-        for rows, said in _outputs(member, make_runner(member, pool, base_dir), data):
+        runner = make_runner(member, pool, base_dir)
+        has_probs = has_probs or not runner.only_answers
+        for rows, said in _outputs(member, runner, data):
             probs[rows, column] = said.probs
             if said.tokens is not None:
                 tokens[rows, column], has_tokens = said.tokens, True
@@ -133,7 +136,7 @@ def predict(
         labels=data.y,
         splits=data.splits,
         answers=answers,
-        probs=probs,
+        probs=probs if has_probs else None,
         sources=sources,
         tokens=tokens if has_tokens else None,
         content=content_hashes(data.x),

@@ -144,6 +144,8 @@ class Checked:
         self._runner = runner
         self._member = member
         self._classes = classes
+        self.only_answers = isinstance(runner, Asking)
+        """True where its probabilities are certainties, and a row may be silent."""
 
     def load(self) -> None:
         self._runner.load()
@@ -159,8 +161,7 @@ class Checked:
         """As `predict`, with the tokens of a runner that counts them."""
         said = self._runner.ask(batch) if isinstance(self._runner, Asking) else Said(self._runner.predict(batch))
         outputs = np.asarray(said.probs)
-        is_silent = isinstance(self._runner, Asking)
-        problem = _output_problem(outputs, (len(batch), self._classes), is_silent)
+        problem = _output_problem(outputs, (len(batch), self._classes), self.only_answers)
         if problem is not None:
             rule, found, remedy = problem
             raise InvalidInput(Problem(f"member '{self._member}'", rule, found, remedy))

@@ -24,6 +24,7 @@ import ray
 from numpy.typing import NDArray
 
 from coe.errors import CoeError, InvalidInput, Problem, Unavailable
+from coe.placement.candidates import hosted_model
 from coe.profiler.measure import forget_caches, measure
 from coe.runners.base import Runner, blank_batch, fingerprint, make_runner
 from coe.runners.paced import Paced
@@ -65,6 +66,8 @@ def profile_members(
 ) -> Profiles:
     """Time every member of the pool on every accelerator that the cluster at `address` and the price list both have.
 
+    Members that the price list sells as hosted models are left to `coe.profiler.hosted`.
+
     `max_s` bounds the seconds per member, accelerator and batch size; within it there are at least `min_runs` runs.
     Batches are drawn from `sample` (n, *input_shape) where given, and are uniform in [0, 1) otherwise; replayed
     tables are asked for their first row. `today` dates the profiles. `progress` gets (members measured, members
@@ -75,6 +78,10 @@ def profile_members(
     cluster without any node of the price list and for members that do not run.
     """
     base_dir = base_dir.resolve()
+    on_nodes = tuple(m for m in pool.members if hosted_model(m, prices) is None)
+    if not on_nodes:
+        raise InvalidInput(Problem("pool", "has no member that runs on a node: all are hosted models"))
+    pool = pool.model_copy(update={"members": on_nodes})
     if sample is not None and sample.shape[1:] != pool.input_shape:
         rule = f"items must have the pool's input_shape {list(pool.input_shape)}"
         raise InvalidInput(Problem("sample", rule, str(list(sample.shape[1:]))))
