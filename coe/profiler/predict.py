@@ -18,6 +18,8 @@ from coe.table import SPLITS, PredictionTable
 from coe.types import ABSTAINED, MISSING_VOTE, IntArray, Member, Pool, Probabilities
 
 BATCH_SIZE = 64
+REQUESTS = 512
+"""Items per batch of members behind an endpoint: the last requests of a batch leave others waiting."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,9 @@ def _outputs(member: Member, runner: Checked, data: DataSet) -> Iterator[tuple[s
     """Rows and what the member says about them, batch by batch."""
     runner.load()
     try:
-        for start in range(0, len(data), BATCH_SIZE):
-            rows = slice(start, min(start + BATCH_SIZE, len(data)))
+        size = REQUESTS if runner.only_answers else BATCH_SIZE
+        for start in range(0, len(data), size):
+            rows = slice(start, min(start + size, len(data)))
             yield rows, _asked(member, runner, data, rows)
     finally:
         runner.close()
