@@ -56,11 +56,11 @@ def node_groups(plan: Plan) -> tuple[Group, ...]:
 
 
 def hosted(plan: Plan) -> Iterator[Problem]:
-    """Placements that no replica of ours can serve."""
+    """Placements of hosted models: the router's node needs their keys in its environment, and cluster files carry none."""
     for number, placement in enumerate(plan.placements):
         if placement.api is not None:
-            rule = "names a hosted model, which the service cannot call"
-            remedy = f"plan without the hosted offer of '{placement.member}', or serve it by a runner of your own"
+            rule = "names a hosted model, whose key no file of ours carries"
+            remedy = "build a single serve.yaml, and set the key on the router's node before Ray starts"
             yield Problem(f"plan: placements[{number}].api", rule, placement.api, remedy)
 
 

@@ -68,3 +68,8 @@ def replica_options(offer: Offer, share: float) -> dict[str, Any]:
         else {"num_cpus": share * node_cpus(offer), "num_gpus": 0}
     )
     return {**wanted, "label_selector": {NODE_TYPE_LABEL: label_value(offer.node_type)}}
+
+
+def hosted_options(offer: Offer) -> dict[str, Any]:
+    """Ray actor options of a replica that calls a hosted model from the router's node: it waits, and needs no CPU of its own."""
+    return {"num_cpus": 0, "num_gpus": 0, "label_selector": {NODE_TYPE_LABEL: label_value(offer.node_type)}}

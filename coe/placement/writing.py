@@ -53,16 +53,18 @@ def plan_noun(
     nodes = _nodes(best, router, world.prices)
     latencies = tier_latencies_s(best.problem, best.solution)
     fees = fee_lines(best)
+    placements = _placements(best)
     return Plan(
         name=name,
         cascade=best.cascade,
         workload=workload,
         stats=best.stats,
         pool=world.pool.model_copy(update={"members": tuple(world.pool.member(m) for m in best.cascade.members)}),
-        placements=_placements(best),
+        placements=placements,
         router=router,
         nodes=nodes,
         offers=tuple(world.prices.offer(n.node_type) for n in nodes),
+        apis=tuple(world.prices.api(model) for model in sorted({p.api for p in placements if p.api is not None})),
         latency_bound_s=sum(latencies[t] for t in best.problem.path),
         tier_latency_s=latencies,
         cost=best.cost,

@@ -13,18 +13,20 @@ from numpy.typing import NDArray
 
 from coe.errors import CoeError, InvalidInput, Problem
 from coe.files import read_npz
-from coe.runners.base import Runner, fingerprint, make_runner
+from coe.runners.base import Checked, Said, fingerprint, make_runner
 from coe.table import SPLITS, PredictionTable
-from coe.types import IntArray, Member, Pool, Probabilities
+from coe.types import ABSTAINED, MISSING_VOTE, IntArray, Member, Pool, Probabilities
 
 BATCH_SIZE = 64
+REQUESTS = 512
+"""Items per batch of members behind an endpoint: the last requests of a batch leave others waiting."""
 
 
 @dataclass(frozen=True)
 class DataSet:
     """Labelled items.
 
-    x: (n, *input_shape).             y: (n,) class index.       items: (n,) unique ids.
+    x: (n, *input_shape), numbers; (n, 1) str for text.    y: (n,) class index.    items: (n,) unique ids.
     splits: (n,) one of `SPLITS`.     classes: names in the order of y, or None where the file does not say.
     """
 
@@ -49,6 +51,8 @@ class DataSet:
 def load_data(path: str | Path) -> DataSet:
     """Read a data set: an NPZ file with the arrays x, y, items and splits, and optionally classes.
 
+    Texts are an x of shape (items,) or (items, 1) of NumPy's str; one dimension is added to the former.
+
     Raises `InvalidInput` that lists everything wrong with it.
     """
     arrays = read_npz(path)
@@ -58,6 +62,8 @@ def load_data(path: str | Path) -> DataSet:
         rule = f"lacks the arrays {', '.join(lacking)}"
         remedy = "a data set has x, y, items and splits"
         raise InvalidInput(Problem(str(path), rule, f"the arrays {there}", remedy))
+    if arrays["x"].dtype.kind == "U" and arrays["x"].ndim == 1:
+        arrays["x"] = arrays["x"][:, None]
     problems = list(_data_problems(str(path), arrays))
     if problems:
         raise InvalidInput(problems)
@@ -73,6 +79,9 @@ def load_data(path: str | Path) -> DataSet:
 def _data_problems(path: str, arrays: dict[str, NDArray[Any]]) -> Iterable[Problem]:
     """What makes the arrays no data set; items are named where they can be."""
     x, y, items, splits = (arrays[name] for name in ("x", "y", "items", "splits"))
+    if x.dtype.kind not in "fiubU":
+        yield Problem(f"{path}: x", "must hold numbers, or texts as NumPy's str", str(x.dtype))
+        return
     if x.ndim < 2 or len(x) == 0:
         yield Problem(f"{path}: x", "must have shape (items, …) with at least one item", str(x.shape))
         return
@@ -100,41 +109,61 @@ def predict(
 ) -> PredictionTable:
     """Ask every member of the pool about every item. `progress` gets (answers so far, answers in all).
 
-    `base_dir` is the folder of the pool file. Raises `InvalidInput` for data that do not fit the pool, and for a member
+    `base_dir` is the folder of the pool file. The table has no probabilities where no member gives any, and tokens where one
+    counts them. Raises `InvalidInput` for data that do not fit the pool, and for a member
     that cannot be loaded, fails, or returns something else than probabilities.
     """
     _check_fit(pool, data)
     n, m, c = len(data), len(pool.members), len(pool.classes)
     probs = np.empty((n, m, c), dtype=np.float32)
+    tokens = np.zeros((n, m, 2), dtype=np.int32)
+    has_tokens, has_probs = False, False
     sources = {}
     for column, member in enumerate(pool.members):
         sources[member.name] = fingerprint(member, base_dir)
-        for rows, outputs in _outputs(member, make_runner(member, pool, base_dir), data):
-            probs[rows, column] = outputs
+        runner = make_runner(member, pool, base_dir)
+        has_probs = has_probs or not runner.only_answers
+        for rows, said in _outputs(member, runner, data):
+            probs[rows, column] = said.probs
+            if said.tokens is not None:
+                tokens[rows, column], has_tokens = said.tokens, True
             if progress is not None:
                 progress(column * n + rows.stop, n * m)
+    answers = answered(probs)
+    probs[answers == MISSING_VOTE] = 0.0
     return PredictionTable(
         members=tuple(member.name for member in pool.members),
         classes=pool.classes,
         items=data.items,
         labels=data.y,
         splits=data.splits,
-        answers=probs.argmax(axis=2).astype(np.int64),
-        probs=probs,
+        answers=answers,
+        probs=probs if has_probs else None,
         sources=sources,
+        tokens=tokens if has_tokens else None,
         content=content_hashes(data.x),
     )
+
+
+def answered(probs: Probabilities) -> IntArray:
+    """The most probable class along the last axis; rows of NaN are missing votes, rows of zeros abstentions."""
+    best = np.where(probs.any(axis=-1), probs.argmax(axis=-1), ABSTAINED)
+    return np.where(np.isnan(probs).any(axis=-1), MISSING_VOTE, best).astype(np.int64)
 
 
 def content_hashes(x: NDArray[Any]) -> NDArray[np.str_]:
     """(items,): a hash of each item, so that copies of one item are found whatever their ids."""
     rows = np.ascontiguousarray(x).reshape(len(x), -1)
-    return np.array([hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rows], dtype=np.str_)
+    contents = ("\0".join(row).encode() if x.dtype.kind == "U" else row.tobytes() for row in rows)
+    return np.array([hashlib.blake2b(content, digest_size=8).hexdigest() for content in contents], dtype=np.str_)
 
 
 def _check_fit(pool: Pool, data: DataSet) -> None:
     """Shape, labels and class names of the data against the pool."""
     problems = []
+    if (data.x.dtype.kind == "U") != pool.is_text:
+        rule = f"must hold {'texts (str)' if pool.is_text else 'numbers'}: the pool's input_dtype is {pool.input_dtype}"
+        problems.append(Problem("data: x", rule, str(data.x.dtype)))
     if data.x.shape[1:] != pool.input_shape:
         rule = f"items must have the pool's input_shape {list(pool.input_shape)}"
         problems.append(Problem("data: x", rule, str(list(data.x.shape[1:]))))
@@ -148,21 +177,22 @@ def _check_fit(pool: Pool, data: DataSet) -> None:
         raise InvalidInput(problems)
 
 
-def _outputs(member: Member, runner: Runner, data: DataSet) -> Iterator[tuple[slice, Probabilities]]:
+def _outputs(member: Member, runner: Checked, data: DataSet) -> Iterator[tuple[slice, Said]]:
     """Rows and what the member says about them, batch by batch."""
     runner.load()
     try:
-        for start in range(0, len(data), BATCH_SIZE):
-            rows = slice(start, min(start + BATCH_SIZE, len(data)))
+        size = REQUESTS if runner.only_answers else BATCH_SIZE
+        for start in range(0, len(data), size):
+            rows = slice(start, min(start + size, len(data)))
             yield rows, _asked(member, runner, data, rows)
     finally:
         runner.close()
 
 
-def _asked(member: Member, runner: Runner, data: DataSet, rows: slice) -> Probabilities:
+def _asked(member: Member, runner: Checked, data: DataSet, rows: slice) -> Said:
     """One batch; whatever the member's own code raises is reported with member and items."""
     try:
-        return runner.predict(data.x[rows])
+        return runner.ask(data.x[rows])
     except CoeError:
         raise
     except Exception as error:

@@ -14,16 +14,17 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import InvalidInput, Problem
 from coe.plugins import import_path, resolve
-from coe.types import Member, Pool, Probabilities
+from coe.types import IntArray, Member, Pool, Probabilities, Tokens
 
 Batch = NDArray[Any]
 
@@ -44,6 +45,26 @@ class Runner(Protocol):
         """Accelerator memory that the loaded model needs."""
 
 
+@dataclass(frozen=True)
+class Said:
+    """Answers to a batch, and what they are billed by.
+
+    probs: (n, classes); a row of NaN is no answer, a missing vote, and a row of zeros an output that holds no answer.
+    tokens: (n, 2) prompt and completion tokens, or None where nobody counts them.
+    """
+
+    probs: Probabilities
+    tokens: Tokens | None = None
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """A runner whose members may stay silent about an item, and may be billed by token: language models."""
+
+    def ask(self, batch: Batch) -> Said:
+        """As `Runner.predict`, with rows of NaN and of zeros, and with tokens."""
+
+
 Factory = Callable[[Member, Pool, Path], Runner]
 
 
@@ -59,16 +80,53 @@ def _table(member: Member, pool: Pool, base_dir: Path) -> Runner:
     return TableRunner(member, pool, base_dir)
 
 
+def _onnx(member: Member, pool: Pool, base_dir: Path) -> Runner:
+    from coe.runners.onnx_runner import OnnxRunner
+
+    return OnnxRunner(member, pool, base_dir)
+
+
+def _openai(member: Member, pool: Pool, base_dir: Path) -> Runner:
+    from coe.runners.openai_runner import OpenAIRunner
+
+    return OpenAIRunner(member, pool, base_dir)
+
+
 def _callable(member: Member, pool: Pool, base_dir: Path) -> Runner:
     from coe.runners.callable import CallableRunner
 
     return CallableRunner(member, pool, base_dir)
 
 
-RUNNERS: dict[str, Factory] = {"torch": _torch, "table": _table, "callable": _callable}
+RUNNERS: dict[str, Factory] = {
+    "torch": _torch,
+    "onnx": _onnx,
+    "callable": _callable,
+    "openai": _openai,
+    "table": _table,
+}
 
 
-def make_runner(member: Member, pool: Pool, base_dir: Path) -> Runner:
+def blank_batch(pool: Pool, size: int) -> Batch:
+    """A batch (size, *input_shape) of items that mean nothing: zeros, or a word each."""
+    shape = (size, *pool.input_shape)
+    return np.full(shape, "word") if pool.is_text else np.zeros(shape, dtype=np.float32)
+
+
+def row_numbers(batch: Batch, rows: int, where: str) -> IntArray:
+    """(n,) row numbers below `rows` from a batch (n, 1) of them. Raises `InvalidInput` for anything else."""
+    numbers = np.asarray(batch, dtype=np.float64).reshape(len(batch), -1)
+    if numbers.shape[1] != 1:
+        rule = "takes one row number per item, so the pool's input_shape is [1]"
+        raise InvalidInput(Problem(where, rule, f"a batch of shape {np.shape(batch)}"))
+    column = numbers[:, 0]
+    bad = ~(np.isfinite(column) & (column >= 0) & (column < rows) & (column == np.floor(column)))
+    if bad.any():
+        raise InvalidInput(Problem(where, f"row numbers must be whole and in 0..{rows - 1}", str(column[bad.argmax()])))
+    return column.astype(np.int64)
+
+
+def make_runner(member: Member, pool: Pool, base_dir: Path) -> Checked:
     """The runner of a member, not yet loaded; its outputs are checked.
 
     `base_dir` is the folder of the pool file: weights are relative to it, and modules beside it can be imported.
@@ -86,18 +144,28 @@ class Checked:
         self._runner = runner
         self._member = member
         self._classes = classes
+        self.only_answers = isinstance(runner, Asking)
+        """True where its probabilities are certainties, and a row may be silent."""
 
     def load(self) -> None:
         self._runner.load()
 
     def predict(self, batch: Batch) -> Probabilities:
-        """As the runner, and checked: shape (n, classes), finite, not negative, rows that sum to 1 within 0.001."""
-        outputs = np.asarray(self._runner.predict(batch))
-        problem = _output_problem(outputs, (len(batch), self._classes))
+        """As the runner, and checked: shape (n, classes), finite, not negative, rows that sum to 1 within 0.001.
+
+        Of an `Asking` runner, rows that are all NaN or all zeros pass too.
+        """
+        return self.ask(batch).probs
+
+    def ask(self, batch: Batch) -> Said:
+        """As `predict`, with the tokens of a runner that counts them."""
+        said = self._runner.ask(batch) if isinstance(self._runner, Asking) else Said(self._runner.predict(batch))
+        outputs = np.asarray(said.probs)
+        problem = _output_problem(outputs, (len(batch), self._classes), self.only_answers)
         if problem is not None:
             rule, found, remedy = problem
             raise InvalidInput(Problem(f"member '{self._member}'", rule, found, remedy))
-        return outputs.astype(np.float32, copy=False)
+        return Said(outputs.astype(np.float32, copy=False), said.tokens)
 
     def close(self) -> None:
         self._runner.close()
@@ -106,18 +174,20 @@ class Checked:
         return self._runner.memory_gib()
 
 
-def _output_problem(outputs: NDArray[Any], shape: tuple[int, int]) -> tuple[str, str, str] | None:
-    """Rule, what was found and remedy, where outputs are not probabilities of that shape."""
+def _output_problem(outputs: NDArray[Any], shape: tuple[int, int], may_be_silent: bool) -> tuple[str, str, str] | None:
+    """Rule, what was found and remedy, where outputs are not probabilities of that shape; silent rows are NaN or zeros."""
     if outputs.shape != shape:
         return f"must return shape {shape}: items, classes", str(outputs.shape), "check the last layer and the pool"
     if outputs.dtype.kind != "f":
         return "must return floating point probabilities", str(outputs.dtype), "return float32"
     total = outputs.sum(axis=1, dtype=np.float64)
+    silent = (np.isnan(outputs).all(axis=1) | ~outputs.any(axis=1)) & may_be_silent
     for rule, bad, remedy in (
         ("must not return NaN or infinity", ~np.isfinite(outputs).all(axis=1), "look at the inputs and the weights"),
         ("must not return negative probabilities", (outputs < 0).any(axis=1), "apply softmax"),
         ("must return rows that sum to 1 (within 0.001)", ~(np.abs(total - 1) <= 1e-3), "apply softmax"),
     ):
+        bad = bad & ~silent
         if bad.any():
             row = int(bad.argmax())
             return rule, f"{outputs[row].tolist()[:4]}… in row {row} of {len(outputs)}", remedy
@@ -191,11 +261,22 @@ def fingerprint(member: Member, base_dir: Path) -> str:
     return digest.hexdigest()
 
 
+def weight_files(member: Member, base_dir: Path) -> list[Path]:
+    """The weights, and for an ONNX graph the external data beside it: ``model.onnx.data``, ``model.onnx_data``."""
+    if not member.weights:
+        return []
+    path = resolved(member.weights, base_dir)
+    beside = [path.with_name(path.name + ending) for ending in (".data", "_data")] if member.runner == "onnx" else []
+    return [path, *(p for p in beside if p.is_file())]
+
+
 def _files(member: Member, base_dir: Path) -> list[Path]:
     """Weights, replayed predictions and source files of a member, in that order."""
-    paths = [resolved(member.weights, base_dir)] if member.weights else []
+    paths = weight_files(member, base_dir)
     if member.runner == "table" and "predictions" in member.options:
         paths.append(resolved(str(member.options["predictions"]), base_dir))
+    if member.runner == "openai" and member.options.get("items_file"):
+        paths.append(resolved(str(member.options["items_file"]), base_dir))
     modules = [path.partition(":")[0] for path in (member.model, member.runner) if ":" in path]
     specs = [_spec(module, member) for module in modules]
     return paths + [Path(s.origin) for s in specs if s.has_location and s.origin]

@@ -12,7 +12,7 @@ import numpy as np
 
 from coe.errors import InvalidInput, Problem
 from coe.files import read_predictions
-from coe.runners.base import Batch, resolved
+from coe.runners.base import Batch, resolved, row_numbers
 from coe.table import PredictionTable
 from coe.types import MISSING_VOTE, IntArray, Member, Pool, Probabilities
 
@@ -69,16 +69,7 @@ class TableRunner:
 
     def _rows(self, batch: Batch) -> IntArray:
         assert self._answers is not None
-        numbers = np.asarray(batch, dtype=np.float64).reshape(len(batch), -1)
-        if numbers.shape[1] != 1:
-            rule = "runner 'table' takes one row number per item, so the pool's input_shape is [1]"
-            raise InvalidInput(Problem(self._where, rule, f"a batch of shape {np.shape(batch)}"))
-        column = numbers[:, 0]
-        bad = ~(np.isfinite(column) & (column >= 0) & (column < len(self._answers)) & (column == np.floor(column)))
-        if bad.any():
-            rule = f"row numbers must be whole and in 0..{len(self._answers) - 1}"
-            raise InvalidInput(Problem(self._where, rule, str(column[bad.argmax()])))
-        return column.astype(np.int64)
+        return row_numbers(batch, len(self._answers), self._where)
 
     def close(self) -> None:
         """Forget the table."""

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
 
-from coe.serving.labels import replica_options
-from coe.serving.member import MemberReplica
+from coe.serving.labels import hosted_options, replica_options
+from coe.serving.member import HostedReplica, MemberReplica
 from coe.serving.router import Router
-from coe.types import Access, Plan
+from coe.types import Access, Placement, Plan
 
 ROUTER = "router"
 MEMBER_QUEUE = 8
@@ -40,15 +40,7 @@ def build(args: CascadeArgs) -> Application:
     plan = args.plan
     handles = {}
     for placement in plan.placements:
-        member = serve.deployment(MemberReplica).options(
-            name=placement.deployment,
-            num_replicas=placement.replicas,
-            max_ongoing_requests=max(MEMBER_QUEUE, placement.calls_at_once or 0),
-            graceful_shutdown_wait_loop_s=SHUTDOWN_POLL_S,
-            graceful_shutdown_timeout_s=SHUTDOWN_S,
-            ray_actor_options=replica_options(plan.offer(placement.node_type), placement.share),
-        )
-        handles[placement.deployment] = member.bind(plan.pool, placement.member, placement.share, plan.python_path)
+        handles[placement.deployment] = _member(plan, placement)
     router = serve.deployment(Router).options(
         name=ROUTER,
         num_replicas=plan.router.replicas,
@@ -58,3 +50,26 @@ def build(args: CascadeArgs) -> Application:
         ray_actor_options=replica_options(plan.offer(plan.router.node_type), 1.0),
     )
     return router.bind(plan, args.ledger_dir, handles, args.access)
+
+
+def _member(plan: Plan, placement: Placement) -> Application:
+    """The deployment of one placement, with what its replicas are made of."""
+    offer, model = plan.offer(placement.node_type), placement.api
+    kind, options = (
+        (MemberReplica, replica_options(offer, placement.share))
+        if model is None
+        else (HostedReplica, hosted_options(offer))
+    )
+    deployment = serve.deployment(kind).options(
+        name=placement.deployment,
+        num_replicas=placement.replicas,
+        max_ongoing_requests=max(MEMBER_QUEUE, placement.calls_at_once or 0),
+        graceful_shutdown_wait_loop_s=SHUTDOWN_POLL_S,
+        graceful_shutdown_timeout_s=SHUTDOWN_S,
+        ray_actor_options=options,
+    )
+    if model is None:
+        return deployment.bind(plan.pool, placement.member, placement.share, plan.python_path)
+    return deployment.bind(
+        plan.pool, placement.member, plan.api(model), placement.calls_at_once or MEMBER_QUEUE, plan.python_path
+    )

@@ -19,7 +19,7 @@ import coe
 from coe.errors import InvalidInput, Problem
 from coe.files import to_yaml, write_atomically, write_text
 from coe.fleet.folder import MARK, NAMES, cluster_files, comment, first_line
-from coe.fleet.groups import gate_files, gates, hosted
+from coe.fleet.groups import gate_files, gates
 from coe.fleet.labels import NODE_TYPE_LABEL, SERVE_ENV, replica_options
 from coe.fleet.setup import Setup
 from coe.prices.catalog import provenance
@@ -36,10 +36,11 @@ def serve_config(
 ) -> dict[str, Any]:
     """What `serve run` deploys. It carries the whole plan, so it needs no file beside it but weights and ledger folder.
 
-    Raises `InvalidInput` for a plan with hosted models, and for node types that cannot be labels.
+    Raises `InvalidInput` for hosted models without a price in the plan, and for node types that cannot be labels.
     """
-    if problems := list(hosted(plan)):
-        raise InvalidInput(problems)
+    for placement in plan.placements:
+        if placement.api is not None:
+            plan.api(placement.api)  # refuses what could not be billed
     config: dict[str, Any] = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": host, "port": port, "request_timeout_s": max(10.0, 10 * plan.workload.latency_s)},

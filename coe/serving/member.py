@@ -1,4 +1,7 @@
-"""A member's replica: one loaded model that answers batches, one at a time, and says how long it was busy."""
+"""What answers for a member: a replica with a loaded model, one batch at a time; or one that calls a hosted model.
+
+The first says how long it was busy, the second what the calls cost.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,16 @@ from pathlib import Path
 import numpy as np
 import ray
 
+from coe.cost.tokens import call_usd
+from coe.errors import InvalidInput, Problem
 from coe.router.queries import Reply
-from coe.runners.base import Runner, make_runner
+from coe.runners.base import Runner, Said, blank_batch, make_runner
 from coe.runners.paced import Paced
 from coe.serving.labels import simulated_speed
-from coe.types import Pool
+from coe.types import ApiPrice, Pool
+
+COLD = frozenset({"table", "openai"})
+"""Runners whose first call is no slower than the others; to some of them it would also be billed."""
 
 
 class MemberReplica:
@@ -40,6 +48,37 @@ class MemberReplica:
         return probs, time.perf_counter() - start
 
 
+class HostedReplica:
+    """Calls the hosted model behind `member`: batches are under way side by side, and no machine of ours is busy with them."""
+
+    def __init__(self, pool: Pool, member: str, price: ApiPrice, calls_at_once: int, base_dir: str) -> None:
+        self._price = price
+        self._runner = make_runner(pool.member(member), pool, Path(base_dir or "."))
+        self._runner.load()
+        self._threads = ThreadPoolExecutor(calls_at_once, thread_name_prefix=member)
+
+    async def predict(self, batch: np.ndarray) -> Reply:
+        """Answers to a batch (items, *input_shape) and its fee; items whose request failed have NaN and cost nothing."""
+        said = await asyncio.get_running_loop().run_in_executor(self._threads, self._runner.ask, batch)
+        return Reply(said.probs, 0.0, fee_usd=fee_usd(self._price, said))
+
+
+def fee_usd(price: ApiPrice, said: Said) -> float:
+    """What a batch costs: the calls that were answered, by their tokens.
+
+    Raises `InvalidInput` where tokens have a price and nobody counted them.
+    """
+    answered = ~np.isnan(said.probs).any(axis=1)
+    if said.tokens is not None:
+        return float(call_usd(price, said.tokens[answered, 0], said.tokens[answered, 1]).sum())
+    if price.usd_per_million_prompt_tokens or price.usd_per_million_completion_tokens:
+        rule = "is priced by the token, and the endpoint does not count them"
+        raise InvalidInput(
+            Problem(f"hosted model {price.model}", rule, remedy="set count_tokens in the member's options")
+        )
+    return price.usd_per_call * int(answered.sum())
+
+
 def loaded(pool: Pool, member: str, share: float, base_dir: str) -> Runner:
     """The member's runner, loaded, paced where the node is simulated, and past its slow first call."""
     entry = pool.member(member)
@@ -48,6 +87,6 @@ def loaded(pool: Pool, member: str, share: float, base_dir: str) -> Runner:
     if speed is not None:
         runner = Paced(runner, speed)
     runner.load()
-    if entry.runner != "table":
-        runner.predict(np.zeros((1, *pool.input_shape), dtype=np.float32))
+    if entry.runner not in COLD:
+        runner.predict(blank_batch(pool, 1))
     return runner

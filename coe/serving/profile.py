@@ -24,8 +24,9 @@ import ray
 from numpy.typing import NDArray
 
 from coe.errors import CoeError, InvalidInput, Problem, Unavailable
+from coe.placement.candidates import hosted_model
 from coe.profiler.measure import forget_caches, measure
-from coe.runners.base import Runner, fingerprint, make_runner
+from coe.runners.base import Runner, blank_batch, fingerprint, make_runner
 from coe.runners.paced import Paced
 from coe.serving.labels import CPU_SHARE_ENV, NODE_TYPE_LABEL, replica_options, simulated_speed
 from coe.types import BatchTiming, Member, Offer, Pool, Prices, Profile, Profiles
@@ -65,6 +66,8 @@ def profile_members(
 ) -> Profiles:
     """Time every member of the pool on every accelerator that the cluster at `address` and the price list both have.
 
+    Members that the price list sells as hosted models are left to `coe.profiler.hosted`.
+
     `max_s` bounds the seconds per member, accelerator and batch size; within it there are at least `min_runs` runs.
     Batches are drawn from `sample` (n, *input_shape) where given, and are uniform in [0, 1) otherwise; replayed
     tables are asked for their first row. `today` dates the profiles. `progress` gets (members measured, members
@@ -75,9 +78,17 @@ def profile_members(
     cluster without any node of the price list and for members that do not run.
     """
     base_dir = base_dir.resolve()
+    on_nodes = tuple(m for m in pool.members if hosted_model(m, prices) is None)
+    if not on_nodes:
+        raise InvalidInput(Problem("pool", "has no member that runs on a node: all are hosted models"))
+    pool = pool.model_copy(update={"members": on_nodes})
     if sample is not None and sample.shape[1:] != pool.input_shape:
         rule = f"items must have the pool's input_shape {list(pool.input_shape)}"
         raise InvalidInput(Problem("sample", rule, str(list(sample.shape[1:]))))
+    if pool.is_text and (sample is None or sample.dtype.kind != "U"):
+        raise InvalidInput(
+            Problem("sample", "members that read text are timed on texts", remedy="give them with --data")
+        )
     with connected(address):
         offers = _offers_to_profile(prices)
         counter = _Counter(progress, len(offers) * len(pool.members), keep)
@@ -222,7 +233,7 @@ def _answer_of(task: Any, offer: Offer, timeout_s: float | None) -> Any:
 
 def _hop_p99_s(actor: Any, offer: Offer, size: int, pool: Pool) -> float:
     """99th percentile of a call that carries a full batch there and its probabilities back, and does nothing else."""
-    batch = np.zeros((size, *pool.input_shape), dtype=np.float32)
+    batch = blank_batch(pool, size)
     seconds = []
     for _ in range(HOP_CALLS):
         started = time.perf_counter()
@@ -278,7 +289,7 @@ def _batches(member: Member, pool: Pool, sample: NDArray[Any] | None) -> Callabl
     if sample is not None:
         return lambda size: np.resize(sample, (size, *pool.input_shape))
     if member.runner == "table":
-        return lambda size: np.zeros((size, *pool.input_shape), dtype=np.float32)
+        return lambda size: blank_batch(pool, size)
     rng = np.random.default_rng(0)
     return lambda size: rng.random((size, *pool.input_shape), dtype=np.float32)
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from coe.types.base import Day, Fraction, Name, NotNegative, Noun, Positive, PositiveCount
 from coe.types.cascades import Cascade, CascadeStats
-from coe.types.hardware import Offer, Prices
+from coe.types.hardware import ApiPrice, Offer, Prices
 from coe.types.pool import Pool
 from coe.types.workloads import Workload
 
@@ -150,6 +150,8 @@ class Plan(Noun):
     nodes: Annotated[tuple[PlannedNodes, ...], Field(min_length=1)]
     offers: tuple[Offer, ...]
     """The offers of the nodes above, so that a plan needs no price list beside it."""
+    apis: tuple[ApiPrice, ...] = ()
+    """The prices of the hosted models that placements call."""
     latency_bound_s: Positive
     """Predicted upper bound of the promised latency quantile."""
     tier_latency_s: tuple[Positive, ...]
@@ -177,6 +179,10 @@ class Plan(Noun):
     def offer(self, node_type: str) -> Offer:
         """The offer behind a node type of the plan."""
         return Prices(offers=self.offers).offer(node_type)
+
+    def api(self, model: str) -> ApiPrice:
+        """The price of a hosted model of the plan; `InvalidInput` where the plan does not say."""
+        return Prices(offers=self.offers, apis=self.apis).api(model)
 
 
 class Gear(Noun):

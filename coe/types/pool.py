@@ -33,14 +33,23 @@ class Pool(Noun):
     name: Name = "pool"
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     input_shape: Annotated[tuple[PositiveCount, ...], Field(min_length=1)]
-    """Shape of one item, without the batch axis."""
+    """Shape of one item, without the batch axis; [1] for text."""
+    input_dtype: Literal["float32", "text"] = "float32"
+    """What items are made of: numbers, or one text each."""
     members: Annotated[tuple[Member, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
         refuse_repeats([m.name for m in self.members], "members", "every member needs its own name")
         refuse_repeats(list(self.classes), "classes", "every class needs its own name")
+        if self.is_text and self.input_shape != (1,):
+            raise ValueError(f"input_shape: an item of text has the shape [1], got {list(self.input_shape)}")
         return self
+
+    @property
+    def is_text(self) -> bool:
+        """True where every item is one text: batches are arrays (n, 1) of str."""
+        return self.input_dtype == "text"
 
     def member(self, name: str) -> Member:
         """The member called `name`; `InvalidInput` if the pool has none."""

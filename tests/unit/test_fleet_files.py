@@ -148,10 +148,10 @@ def test_nothing_is_written_for_a_plan_that_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_hosted_models_are_refused_for_one_file_too() -> None:
+def test_hosted_models_without_a_price_are_refused_for_one_file_too() -> None:
     plan = aws_plan()
     hosted = plan.placements[0].model_copy(update={"api": "gpt-9"})
-    with pytest.raises(InvalidInput, match=r"placements\[0\].api: names a hosted model"):
+    with pytest.raises(InvalidInput, match="no hosted model is called 'gpt-9'"):
         serve_config(plan.model_copy(update={"placements": (hosted, *plan.placements[1:])}), ledger_dir=None)
 
 

@@ -31,7 +31,7 @@ HEAVY = {
     "safetensors": ("coe/runners/torch_runner.py", "coe/learned/", "coe/freeze/", "deployments/"),
     "matplotlib": ("coe/report/plots.py", "coe/freeze/"),
     "fastapi": ("coe/serving/",),
-    "httpx": ("coe/bench.py", "deployments/"),
+    "httpx": ("coe/bench.py", "coe/runners/openai_runner.py", "deployments/"),
     "scipy.optimize": ("coe/placement/milp.py", "coe/cascade/temperature.py", "coe/cost/roofline.py"),
     "typer": ("coe/cli/",),
 }

@@ -120,7 +120,7 @@ def test_two_pools_with_modules_of_the_same_name_do_not_mix(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"runner": "tensorflow"}, "is not a known runner.*known: callable, table, torch"),
+        ({"runner": "tensorflow"}, "is not a known runner.*known: callable, .*table, torch"),
         ({"model": ""}, "member 'm': runner 'callable' needs `model`"),
         ({"model": "my_models:nothing"}, "has no 'nothing'"),
         ({"model": "not_there:answer"}, "cannot be imported"),
@@ -431,4 +431,4 @@ def test_speed_on_a_simulated_node() -> None:
 
 
 def test_every_known_runner_is_imported_only_when_asked_for() -> None:
-    assert sorted(RUNNERS) == ["callable", "table", "torch"]
+    assert sorted(RUNNERS) == ["callable", "onnx", "openai", "table", "torch"]
