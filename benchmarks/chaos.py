@@ -5,7 +5,7 @@
 A plan that survives the loss of a node, two routers, members that replay a table. One blow per row, five seconds after its load
 began: processes killed with SIGKILL, a node's processes all at once, members that hang, reply with garbage or are slow, a changed
 plan deployed whole and a changed threshold live. "cut" are connections that broke (with a killed router); each is asked again
-once. "wrong" are answers that neither are what the plan's evaluation says nor own up to a missing vote.
+once. "wrong" are answers that are neither what the plan's evaluation says, nor the last tier's, nor own up to a missing vote.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class Seen:
     due_s: float
     status: int = 0
     answer: int = -1
+    tier: int = -1
     degraded: bool = False
     cut: bool = False
     done_s: float = 0.0
@@ -198,7 +199,7 @@ def _row(world: World, name: str, blow: Callable[[World], None], args: argparse.
     prefix = f"{list(BLOWS).index(name)}-"
     seen, blown_s = asyncio.run(_load(world, args.rate, args.seconds, lambda: blow(world), prefix))
     right = [route(p.cascade, world.table) for p in world.served]
-    wrong = [s for s in seen if s.status == 200 and not s.degraded and not any(_is_right(s, r) for r in right)]
+    wrong = [s for s in seen if s.status == 200 and not s.degraded and not any(_is_right(s, r, world) for r in right)]
     failed = [s for s in seen if s.status != 200]
     latency = np.array([s.done_s - s.due_s for s in seen if s.status == 200])
     bad = [s for s in seen if s.due_s > blown_s and (s.status != 200 or s.degraded or s.done_s - s.due_s > LATENCY_S)]
@@ -214,7 +215,7 @@ def _row(world: World, name: str, blow: Callable[[World], None], args: argparse.
         "degraded": sum(s.degraded for s in seen if s.status == 200),
         "p50 s": float(np.quantile(latency, 0.5)),
         "p99 s": float(np.quantile(latency, 0.99)),
-        "recovered after s": max((s.due_s - blown_s for s in bad), default=0.0),
+        "recovered after s": float(max((s.due_s - blown_s for s in bad), default=0.0)),
         "answered and not in the ledger": sum(
             f"{prefix}{n}" not in written for n, s in enumerate(seen) if s.status == 200
         ),
@@ -223,8 +224,11 @@ def _row(world: World, name: str, blow: Callable[[World], None], args: argparse.
     return row
 
 
-def _is_right(seen: Seen, routing: Routing) -> bool:
-    return bool(routing.answer[seen.row] == seen.answer)
+def _is_right(seen: Seen, routing: Routing, world: World) -> bool:
+    """The answer of evaluation; or, where a vote was missing before, that of the last tier, to which the query then goes."""
+    last = world.table.answers[seen.row, world.table.members.index(LAST)]
+    is_last = seen.tier == len(world.plan.cascade.tiers) - 1
+    return bool(routing.answer[seen.row] == seen.answer or (is_last and last == seen.answer))
 
 
 async def _load(
@@ -265,7 +269,7 @@ async def _ask(client: httpx.AsyncClient, one: Seen, name: str) -> None:
         one.status = response.status_code
         if one.status == 200:
             answer = response.json()["answers"][0]
-            one.answer, one.degraded = answer["class"], answer["degraded"]
+            one.answer, one.tier, one.degraded = answer["class"], answer["tier"], answer["degraded"]
         break
     one.done_s = time.time()
 

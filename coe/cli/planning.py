@@ -229,12 +229,15 @@ def _compare(solve: _Solve, settings: list[str], out: Path | None) -> None:
 def explain(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.yaml, or gears.yaml")],
     profiles: Annotated[Path | None, typer.Option("--profiles", help="Say which profiles were measured.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Also draw who runs where and what it costs (SVG).", callback=place)
+    ] = None,
 ) -> None:
     """Print the bill of a plan line by line, its promises and what they cost, and why it was chosen.
 
     \b
     Example:
-      coe explain plan.yaml
+      coe explain plan.yaml --plot plan.svg
       coe explain gears.yaml
     """
     from coe.placement import explain as explaining
@@ -245,7 +248,13 @@ def explain(
     if isinstance(found, Gears):
         print(gears.table(found), end="")
         return
-    print(explaining.explain(files.read(plan_file, Plan), known, today()), end="")
+    read = files.read(plan_file, Plan)
+    print(explaining.explain(read, known, today()), end="")
+    if plot is not None:
+        from coe.report.plan_plot import plan_plot
+
+        files.write_text(plot, plan_plot(read))
+        wrote(plot, f"{sum(n.count for n in read.nodes)} nodes and what they cost")
 
 
 def diff(

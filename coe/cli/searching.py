@@ -127,7 +127,7 @@ def search(
     files.write(out, front)
     wrote(out, f"{front.evaluated} configurations, {len(front.points)} on the front")
     if plot is not None:
-        from coe.report.plots import front_plot
+        from coe.report.front_plot import front_plot
 
         files.write_text(plot, front_plot(front))
         wrote(plot, "the front as a picture")

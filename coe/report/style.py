@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coe.report.plots import palette_css
+from coe.report.drawing import palette_css
 
 CSS = (
     palette_css()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from coe.errors import InvalidInput, Problem
+from coe.placement.packing import packed
 from coe.records import NodeSpan
 from coe.simulator.arrivals import stream
 from coe.simulator.stations import Replica, Station
@@ -56,10 +56,11 @@ class Machines:
         """Order the plan's nodes with its replicas on them; what is returned ends when they run, which they do at once where
         `is_running`."""
         starts = []
-        for content in packed(plan, stations):
+        by_deployment = {s.placement.deployment: s for s in stations}
+        for content in packed(plan):
             node = self._ordered(content.offer, is_router=content.is_router)
-            for station, device in content.replicas:
-                self._put(node, station, device)
+            for placement, device in content.replicas:
+                self._put(node, by_deployment[placement.deployment], device)
             starts.append(self._begin(self._life(node, 0.0 if is_running else self._scenario.node_start_s, is_running)))
         return starts
 
@@ -264,48 +265,3 @@ class Machines:
         self._tasks[task] = None
         task.add_done_callback(lambda done: self._tasks.pop(done, None))
         return task
-
-
-@dataclass
-class Content:
-    """What a planned node holds: (station, device) of each replica."""
-
-    offer: Offer
-    is_router: bool = False
-    devices: list[float] = field(default_factory=list)
-    replicas: list[tuple[Station, int]] = field(default_factory=list)
-
-
-def packed(plan: Plan, stations: Sequence[Station]) -> list[Content]:
-    """The plan's nodes with its replicas on them: the largest shares first, each on the first device with room.
-
-    Shares are powers of two, so that whatever fits by sum fits so. Hosted models need no node. Raises `InvalidInput` for a plan
-    whose replicas do not fit on its nodes.
-    """
-    nodes: list[Content] = []
-    for planned in plan.nodes:
-        offer = plan.offer(planned.node_type)
-        routers = plan.router.replicas if planned.node_type == plan.router.node_type else 0
-        nodes += [
-            Content(offer, n < routers, [0.0 if n < routers else 1.0] * offer.devices_per_node)
-            for n in range(planned.count)
-        ]
-    on_nodes = [s for s in stations if not s.placement.api]
-    for station in sorted(on_nodes, key=lambda s: -s.placement.share):
-        for _ in range(station.placement.replicas):
-            _place(nodes, station)
-    return nodes
-
-
-def _place(nodes: Sequence[Content], station: Station) -> None:
-    placement = station.placement
-    for node in nodes:
-        if node.offer.node_type != placement.node_type:
-            continue
-        for device, room in enumerate(node.devices):
-            if room >= placement.share - _ROUNDING:
-                node.devices[device] -= placement.share
-                node.replicas.append((station, device))
-                return
-    rule = f"has no room for all {placement.replicas} replicas of {placement.deployment}"
-    raise InvalidInput(Problem(f"plan: nodes: {placement.node_type}", rule, remedy="plan again"))

@@ -10,10 +10,12 @@ from html.parser import HTMLParser
 import pytest
 
 from coe.report import words
+from coe.report.drawing import PALETTE
+from coe.report.front_plot import front_plot
 from coe.report.html import render_html
 from coe.report.markdown import render_markdown
 from coe.report.nouns import Report
-from coe.report.plots import PALETTE, front_plot, report_plots
+from coe.report.plots import report_plots
 from coe.report.summarise import summarise
 from coe.report.text import render_text
 from coe.types import Cascade, CascadeStats, Front, FrontPoint, Tier
