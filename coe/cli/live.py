@@ -15,7 +15,7 @@ from coe.cli.console import Out, place, progress, say, today, wrote
 from coe.cli.offline import PricesFile, check_sources
 from coe.errors import GateExceeded, InvalidInput, Problem
 from coe.records import Bench
-from coe.types import Access, BearerTokens, Plan, Pool, Profile, Profiles, Workload
+from coe.types import Access, BearerTokens, Plan, Pool, Profile, Profiles, Scaling, Workload
 
 if TYPE_CHECKING:
     from coe.report.summarise import Report
@@ -119,6 +119,10 @@ def build(
     access: Annotated[
         Path | None, typer.Option("--access", help="access.yaml: tokens, limits, access log; see docs/protocols.md.")
     ] = None,
+    scaling: Annotated[
+        Path | None,
+        typer.Option("--scaling", help="scaling.yaml: replicas that follow the load; see docs/deploying.md."),
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option("--host", help="Address to listen on; 0.0.0.0 for all. By default the loopback if it can be."),
@@ -145,7 +149,7 @@ def build(
     \b
     Example:
       coe build plan.yaml --predictions predictions.npz --ledger ledger -o serve.yaml
-      coe build plan.yaml --access access.yaml -o serve.yaml
+      coe build plan.yaml --access access.yaml --scaling scaling.yaml -o serve.yaml
       coe build plan.yaml --predictions predictions.npz --ledger /home/ray/ledger -o deploy
       cd deploy && ray up aws.yaml
     """
@@ -170,6 +174,7 @@ def build(
         plan,
         ledger_dir=None if ledger is None else str(ledger),
         access=None if access is None else _read_access(access, is_elsewhere=folder is not None),
+        scaling=None if scaling is None else _read_scaling(scaling, plan),
         host=address,
         port=port,
     )
@@ -186,6 +191,19 @@ def build(
         folder,
         f"{what}: {', '.join(sorted(p.name for p in folder.glob('*.yaml')))}; how to use each is said at its top",
     )
+
+
+def _read_scaling(path: Path, plan: Plan) -> Scaling:
+    """How replicas follow the load; what the plan's nodes have no room for is said."""
+    from coe.serving.scaling_policy import beyond_the_nodes
+
+    scaling = files.read(path, Scaling)
+    if beyond := beyond_the_nodes(plan, scaling):
+        say(
+            f"{path}: max_replicas {scaling.max_replicas} is more than the plan's nodes hold, even alone: {', '.join(beyond)}; "
+            "further ones wait until nodes are added"
+        )
+    return scaling
 
 
 def _read_access(path: Path, *, is_elsewhere: bool) -> Access:

@@ -23,14 +23,21 @@ from coe.fleet.groups import gate_files, gates, hosted
 from coe.fleet.labels import NODE_TYPE_LABEL, SERVE_ENV, replica_options
 from coe.fleet.setup import Setup
 from coe.prices.catalog import provenance
-from coe.types import Access, Plan
+from coe.serving.scaling_policy import application_policy
+from coe.types import Access, Plan, Scaling
 
 IMPORT_PATH = "deployments.app:build"
 APPLICATION = "coe"
 
 
 def serve_config(
-    plan: Plan, *, ledger_dir: str | None, access: Access | None = None, host: str = "127.0.0.1", port: int = 8000
+    plan: Plan,
+    *,
+    ledger_dir: str | None,
+    access: Access | None = None,
+    scaling: Scaling | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
 ) -> dict[str, Any]:
     """What `serve run` deploys. It carries the whole plan, so it needs no file beside it but weights and ledger folder.
 
@@ -38,6 +45,7 @@ def serve_config(
     """
     if problems := list(hosted(plan)):
         raise InvalidInput(problems)
+    policy = None if scaling is None else application_policy(plan, scaling)
     config: dict[str, Any] = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": host, "port": port, "request_timeout_s": max(10.0, 10 * plan.workload.latency_s)},
@@ -48,10 +56,12 @@ def serve_config(
                 "import_path": IMPORT_PATH,
                 # a line per request and per member call costs a twentieth of the router's time; `--access` has a better one
                 "logging_config": {"enable_access_log": False},
+                **({} if policy is None else {"autoscaling_policy": policy}),
                 "args": {
                     "plan": plan.model_dump(mode="json", exclude_none=True),
                     **({} if ledger_dir is None else {"ledger_dir": str(Path(ledger_dir).resolve())}),
                     **({} if access is None else {"access": access.model_dump(mode="json", exclude_none=True)}),
+                    **({} if scaling is None else {"scaling": scaling.model_dump(mode="json")}),
                 },
             }
         ],

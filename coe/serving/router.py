@@ -19,8 +19,10 @@ from coe.ledger import Ledger
 from coe.records import Answer
 from coe.router.core import RouterCore
 from coe.router.queries import Reply, Unanswered
+from coe.serving.following import follow
 from coe.serving.meter import Meter
 from coe.serving.readiness import Readiness
+from coe.serving.scaling_policy import ARRIVED
 from coe.serving.service import Service
 from coe.serving.web import application
 from coe.types import Access, Placement, Plan
@@ -39,7 +41,12 @@ class Router:
     """Answers requests. Built by `coe.serving.app`, which gives it the plan, its limits and a handle per deployment."""
 
     def __init__(
-        self, plan: Plan, ledger_dir: str | None, handles: Mapping[str, DeploymentHandle], access: Access
+        self,
+        plan: Plan,
+        ledger_dir: str | None,
+        handles: Mapping[str, DeploymentHandle],
+        access: Access,
+        is_scaled: bool = False,
     ) -> None:
         self._plan = plan
         self._access = access
@@ -60,6 +67,8 @@ class Router:
             record=self._meter.record,
             note_failure=self._note_failure,
         )
+        self._is_scaled = is_scaled
+        self._arrived = 0
         self._background: tuple[asyncio.Task[None], ...] = ()
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls it by this name
@@ -73,6 +82,7 @@ class Router:
             self._background = (
                 asyncio.ensure_future(self._core.run()),
                 asyncio.ensure_future(self._flush_for_ever()),
+                *([asyncio.ensure_future(follow(self._handles, self._core.resize))] if self._is_scaled else []),
             )
 
     async def _call(self, placement: Placement, batch: np.ndarray) -> Reply:
@@ -95,7 +105,12 @@ class Router:
 
     async def _ask(self, items: Mapping[str, np.ndarray], timeout_s: float) -> list[Answer | Unanswered]:
         self._started()
+        self._arrived += len(items)
         return await self._core.ask(items, timeout_s=timeout_s)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """For Serve's autoscaling policy: what has arrived so far, refused or not."""
+        return {ARRIVED: self._arrived}
 
     def _is_alive(self) -> bool:
         """Whether the queues move."""
