@@ -39,6 +39,7 @@ from coe.types import (
     Pool,
     Prices,
     Profiles,
+    Scaling,
     Scenario,
     Workload,
 )
@@ -55,6 +56,7 @@ KINDS: dict[str, type[Noun]] = {
     "plan": Plan,
     "gears": Gears,
     "scenario": Scenario,
+    "scaling": Scaling,
     "front": Front,
     "costs": Costs,
     "bench": Bench,

@@ -15,7 +15,7 @@ from coe.cli.console import Out, place, progress, say, today, wrote
 from coe.cli.offline import PricesFile, check_sources
 from coe.errors import GateExceeded, InvalidInput, Problem
 from coe.records import Bench
-from coe.types import Access, BearerTokens, Plan, Pool, Profile, Profiles, Workload
+from coe.types import Access, BearerTokens, Plan, Pool, Profile, Profiles, Scaling, Workload
 
 if TYPE_CHECKING:
     from coe.report.summarise import Report
@@ -123,6 +123,10 @@ def build(
         Path | None,
         typer.Option("--live", help="The deployed serve.yaml: change its plan without a restart, by `serve deploy`."),
     ] = None,
+    scaling: Annotated[
+        Path | None,
+        typer.Option("--scaling", help="scaling.yaml: replicas that follow the load; see docs/deploying.md."),
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option("--host", help="Address to listen on; 0.0.0.0 for all. By default the loopback if it can be."),
@@ -151,6 +155,7 @@ def build(
       coe build plan.yaml --predictions predictions.npz --ledger ledger -o serve.yaml
       coe build plan.yaml --access access.yaml -o serve.yaml
       coe build tighter.yaml --live serve.yaml -o serve.yaml
+      coe build plan.yaml --access access.yaml --scaling scaling.yaml -o serve.yaml
       coe build plan.yaml --predictions predictions.npz --ledger /home/ray/ledger -o deploy
       cd deploy && ray up aws.yaml
     """
@@ -178,6 +183,7 @@ def build(
         plan,
         ledger_dir=None if ledger is None else str(ledger),
         access=None if access is None else _read_access(access, is_elsewhere=folder is not None),
+        scaling=None if scaling is None else _read_scaling(scaling, plan),
         host=address,
         port=port,
     )
@@ -204,6 +210,19 @@ def _write_live(plan: Plan, deployed: Path, out: Path) -> None:
     comment = "".join(f"# {line}\n" for line in header(plan).splitlines())
     files.write_text(out, comment + files.to_yaml(config))
     wrote(out, f"the plan of {deployed}'s router changes without a restart; go over to it with: serve deploy {out}")
+
+
+def _read_scaling(path: Path, plan: Plan) -> Scaling:
+    """How replicas follow the load; what the plan's nodes have no room for is said."""
+    from coe.serving.scaling_policy import beyond_the_nodes
+
+    scaling = files.read(path, Scaling)
+    if beyond := beyond_the_nodes(plan, scaling):
+        say(
+            f"{path}: max_replicas {scaling.max_replicas} is more than the plan's nodes hold, even alone: {', '.join(beyond)}; "
+            "further ones wait until nodes are added"
+        )
+    return scaling
 
 
 def _read_access(path: Path, *, is_elsewhere: bool) -> Access:

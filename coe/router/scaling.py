@@ -1,6 +1,7 @@
 """How many replicas a deployment should have: Ray Serve's default policy, and ours, which looks at the first tier's arrivals.
 
-Both are functions of what was seen. `Patience` holds back a change until it has been wanted for long enough, as Serve does.
+All are functions of what was seen. `Patience` holds back a change until it has been wanted for long enough, as Serve does.
+The simulator uses them as they stand here; in a service Serve runs its own policy and delays, and `replicas_for`.
 """
 
 from __future__ import annotations
@@ -8,28 +9,46 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy.stats import beta
-
 from coe.types import Placement, Plan, Scaling
 
 _TOLERANCE_S = 1e-6
+_TOLERANCE_REPLICAS = 1e-9
 
 
 def wanted_by_ongoing(running: int, ongoing: float, scaling: Scaling) -> int:
-    """Ray Serve's default policy: calls under way (mean over the look-back) over the target of one replica."""
-    return _bounded(math.ceil(running * (ongoing / max(1, running)) / scaling.target_ongoing_requests), scaling)
+    """Ray Serve's default policy: calls under way (mean over the look-back) over the target of one replica.
+
+    In the order of Serve's own arithmetic, so that both round alike.
+    """
+    if running == 0:
+        return scaling.min_replicas
+    wanted = running * (ongoing / (scaling.target_ongoing_requests * running))
+    return _bounded(math.ceil(running + (wanted - running)), scaling)
 
 
 def wanted_by_reach(plan: Plan, placement: Placement, rate_per_s: float, scaling: Scaling) -> int:
     """Replicas that carry what the rate of arriving queries (per second) will bring to a member, none busier than the workload's
     target: a tier has them before its own queue grows."""
-    calls = upper_calls(plan.stats.calls[placement.member], plan.stats.items, scaling.confidence)
-    busy_s_per_s = rate_per_s * calls * placement.traffic * placement.expected_busy_s
-    return _bounded(math.ceil(busy_s_per_s / plan.workload.target_utilisation - 1e-9), scaling)
+    busy_s = busy_s_per_query(plan, placement, scaling.confidence)
+    return _bounded(replicas_for(rate_per_s, busy_s, plan.workload.target_utilisation), scaling)
+
+
+def busy_s_per_query(plan: Plan, placement: Placement, confidence: float) -> float:
+    """Seconds that one query arriving at the first tier keeps the replicas of a placement busy: an upper confidence bound, by
+    that of the member's calls per query."""
+    calls = upper_calls(plan.stats.calls[placement.member], plan.stats.items, confidence)
+    return calls * placement.traffic * placement.expected_busy_s
+
+
+def replicas_for(rate_per_s: float, busy_s: float, target_utilisation: float) -> int:
+    """Replicas for `busy_s` seconds of work per arriving query, none busier than the target; 0 without load."""
+    return math.ceil(rate_per_s * busy_s / target_utilisation - _TOLERANCE_REPLICAS)
 
 
 def upper_calls(calls_per_query: float, items: int, confidence: float) -> float:
     """One-sided upper confidence bound of a share seen on `items` queries (Clopper and Pearson 1934)."""
+    from scipy.stats import beta  # here: whoever only runs `replicas_for` need not load it
+
     asked = round(calls_per_query * items)
     return 1.0 if asked >= items else float(beta.ppf(confidence, asked + 1, items - asked))
 

@@ -12,9 +12,9 @@ from ray.serve import Application
 from coe.serving.labels import hosted_options, replica_options
 from coe.serving.member import HostedReplica, MemberReplica
 from coe.serving.router import Router
-from coe.types import Access, Placement, Plan
+from coe.serving.scaling_policy import ROUTER, member_options, router_options
+from coe.types import Access, Placement, Plan, Scaling
 
-ROUTER = "router"
 MEMBER_QUEUE = 8
 """Batches that may wait at one replica; the router sends two."""
 ROUTER_QUEUE = 2000
@@ -33,6 +33,8 @@ class CascadeArgs(BaseModel):
     """Folder on the router's node; None keeps no ledger."""
     access: Access = Access()
     """Who may ask, how much, and whether requests are logged."""
+    scaling: Scaling | None = None
+    """How members' replicas follow the load; None keeps those of the plan."""
 
 
 def build(args: CascadeArgs) -> Application:
@@ -40,19 +42,19 @@ def build(args: CascadeArgs) -> Application:
     plan = args.plan
     handles = {}
     for placement in plan.placements:
-        handles[placement.deployment] = _member(plan, placement)
+        handles[placement.deployment] = _member(plan, placement, args.scaling)
     router = serve.deployment(Router).options(
         name=ROUTER,
-        num_replicas=plan.router.replicas,
+        **router_options(plan, args.scaling),
         max_ongoing_requests=ROUTER_QUEUE,
         graceful_shutdown_wait_loop_s=SHUTDOWN_POLL_S,
         graceful_shutdown_timeout_s=SHUTDOWN_S,
         ray_actor_options=replica_options(plan.offer(plan.router.node_type), 1.0),
     )
-    return router.bind(plan, args.ledger_dir, handles, args.access)
+    return router.bind(plan, args.ledger_dir, handles, args.access, args.scaling is not None)
 
 
-def _member(plan: Plan, placement: Placement) -> Application:
+def _member(plan: Plan, placement: Placement, scaling: Scaling | None) -> Application:
     """The deployment of one placement, with what its replicas are made of."""
     offer, model = plan.offer(placement.node_type), placement.api
     kind, options = (
@@ -62,7 +64,7 @@ def _member(plan: Plan, placement: Placement) -> Application:
     )
     deployment = serve.deployment(kind).options(
         name=placement.deployment,
-        num_replicas=placement.replicas,
+        **member_options(placement, scaling if model is None else None),
         max_ongoing_requests=max(MEMBER_QUEUE, placement.calls_at_once or 0),
         graceful_shutdown_wait_loop_s=SHUTDOWN_POLL_S,
         graceful_shutdown_timeout_s=SHUTDOWN_S,

@@ -24,15 +24,21 @@ from coe.fleet.labels import NODE_TYPE_LABEL, SERVE_ENV, replica_options
 from coe.fleet.setup import Setup
 from coe.prices.catalog import provenance
 from coe.router.changing import changeable
-from coe.types import Access, Plan
+from coe.serving.scaling_policy import ROUTER, application_policy
+from coe.types import Access, Plan, Scaling
 
 IMPORT_PATH = "deployments.app:build"
 APPLICATION = "coe"
-ROUTER = "router"
 
 
 def serve_config(
-    plan: Plan, *, ledger_dir: str | None, access: Access | None = None, host: str = "127.0.0.1", port: int = 8000
+    plan: Plan,
+    *,
+    ledger_dir: str | None,
+    access: Access | None = None,
+    scaling: Scaling | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
 ) -> dict[str, Any]:
     """What `serve run` deploys. It carries the whole plan, so it needs no file beside it but weights and ledger folder.
 
@@ -41,6 +47,7 @@ def serve_config(
     for placement in plan.placements:
         if placement.api is not None:
             plan.api(placement.api)  # refuses what could not be billed
+    policy = None if scaling is None else application_policy(plan, scaling)
     config: dict[str, Any] = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": host, "port": port, "request_timeout_s": max(10.0, 10 * plan.workload.latency_s)},
@@ -51,10 +58,12 @@ def serve_config(
                 "import_path": IMPORT_PATH,
                 # a line per request and per member call costs a twentieth of the router's time; `--access` has a better one
                 "logging_config": {"enable_access_log": False},
+                **({} if policy is None else {"autoscaling_policy": policy}),
                 "args": {
                     "plan": plan.model_dump(mode="json", exclude_none=True),
                     **({} if ledger_dir is None else {"ledger_dir": str(Path(ledger_dir).resolve())}),
                     **({} if access is None else {"access": access.model_dump(mode="json", exclude_none=True)}),
+                    **({} if scaling is None else {"scaling": scaling.model_dump(mode="json")}),
                 },
             }
         ],

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from coe.ledger import Ledger
 from coe.records import Answer
 from coe.router.core import RouterCore
 from coe.router.queries import Call, Reply, Unanswered
+from coe.serving.following import follow
 from coe.serving.live_page import Watch
 from coe.serving.meter import Meter
 from coe.serving.readiness import Readiness
@@ -34,9 +35,13 @@ log = logging.getLogger("coe.router")
 class InService:
     """A plan that is being served. `start` needs an event loop; everything before does not."""
 
-    def __init__(self, plan: Plan, ledger_dir: str | None, call: Call, router: str) -> None:
-        """call: asks a placement's replicas.    router: how this one is called among several."""
+    def __init__(
+        self, plan: Plan, ledger_dir: str | None, call: Call, router: str, followed: Collection[str] = ()
+    ) -> None:
+        """call: asks a placement's replicas.   router: how this one is called among several.   followed: deployments whose
+        replicas come and go."""
         self.plan = plan
+        self._followed = followed
         self._call = call
         self._failures: dict[str, int] = {}
         self.watch = Watch(plan, time.time, router, waiting=self._waiting)
@@ -61,7 +66,11 @@ class InService:
     def start(self) -> None:
         """Start queues and the ledger's clock, if they do not run yet."""
         if not self._background:
-            self._background = (asyncio.ensure_future(self._core.run()), asyncio.ensure_future(self._flush_for_ever()))
+            self._background = (
+                asyncio.ensure_future(self._core.run()),
+                asyncio.ensure_future(self._flush_for_ever()),
+                *([asyncio.ensure_future(follow(self._followed, self._core.resize))] if self._followed else []),
+            )
 
     @property
     def is_alive(self) -> bool:

@@ -17,6 +17,7 @@ from coe.records import Answer
 from coe.router.changing import changeable
 from coe.router.queries import Reply, Unanswered
 from coe.serving.in_service import InService
+from coe.serving.scaling_policy import ARRIVED
 from coe.serving.service import Service
 from coe.serving.web import application
 from coe.types import Access, Placement, Plan
@@ -29,17 +30,25 @@ class Router:
     """Answers requests. Built by `coe.serving.app`, which gives it the plan, its limits and a handle per deployment."""
 
     def __init__(
-        self, plan: Plan, ledger_dir: str | None, handles: Mapping[str, DeploymentHandle], access: Access
+        self,
+        plan: Plan,
+        ledger_dir: str | None,
+        handles: Mapping[str, DeploymentHandle],
+        access: Access,
+        is_scaled: bool = False,
     ) -> None:
         self._deployed = plan
         self._ledger_dir = ledger_dir
         self._handles = handles
+        self._is_scaled = is_scaled
+        self._arrived = 0
         self._now = self._fresh(plan)
         self._before: set[asyncio.Task[None]] = set()
         self._service = Service(plan, access, self._ask, self._is_alive, self._missing, self._now.watch)
 
     def _fresh(self, plan: Plan) -> InService:
-        return InService(plan, self._ledger_dir, self._call, serve.get_replica_context().replica_tag)
+        followed = tuple(self._handles) if self._is_scaled else ()
+        return InService(plan, self._ledger_dir, self._call, serve.get_replica_context().replica_tag, followed)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls it by this name
         """The web application of this replica."""
@@ -74,7 +83,12 @@ class Router:
         return reply
 
     async def _ask(self, items: Mapping[str, np.ndarray], timeout_s: float) -> list[Answer | Unanswered]:
+        self._arrived += len(items)
         return await self._now.ask(items, timeout_s)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """For Serve's autoscaling policy: what has arrived so far, refused or not."""
+        return {ARRIVED: self._arrived}
 
     def _is_alive(self) -> bool:
         """Whether the queues move. Only with the first request is there an event loop to start them in."""

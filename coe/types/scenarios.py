@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from coe.types.base import Name, NotNegative, Noun, OpenFraction, Positive, PositiveCount
 
@@ -34,8 +36,11 @@ class Failures(Noun):
 
 
 class Scaling(Noun):
-    """Replicas that follow the load. The names and defaults are those of Ray Serve's autoscaling configuration."""
+    """Replicas that follow the load: of a scenario, or of a service. The names and defaults are those of Ray Serve's autoscaling
+    configuration."""
 
+    kind: Literal["scaling"] = "scaling"
+    version: Literal[1] = 1
     policy: Literal["ongoing", "reach"] = "reach"
     """``ongoing``: Serve's default, by each deployment's calls under way. ``reach``: every tier by what arrives at the first one
     times the upper confidence bound of its reach, before its own queue grows."""
@@ -47,13 +52,25 @@ class Scaling(Noun):
     confidence: OpenFraction = 0.95
     """Of the policy ``reach``: of the upper bound of each member's calls per query."""
     interval_s: Positive = 1.0
-    """How often the policy is asked."""
+    """How often the policy is asked, or hears of the load."""
     look_back_s: Positive = 30.0
     """Loads are means over so long."""
     upscale_delay_s: NotNegative = 30.0
     downscale_delay_s: NotNegative = 600.0
     node_idle_s: NotNegative = 300.0
-    """A node without replicas is given back after so long."""
+    """A node without replicas is given back after so long. Only simulated: a service scales replicas, not nodes."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(
+                f"max_replicas must be at least min_replicas, got {self.max_replicas} < {self.min_replicas}"
+            )
+        if self.look_back_s <= self.interval_s:
+            raise ValueError(
+                f"look_back_s must be longer than interval_s, got {self.look_back_s:g} s of {self.interval_s:g} s"
+            )
+        return self
 
 
 class Scenario(Noun):

@@ -13,9 +13,12 @@ import pytest
 
 from coe.serving import cluster
 from coe.serving.cluster import ClusterState
+from coe.serving.labels import SERVE_ENV
 from coe.types import Fleet, FleetNode, Offer
 
 DAY = "2026-08-01"
+SETTINGS = {**SERVE_ENV, "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
+"""Nobody balances load in front: a router that is to stop need not go on for half a minute, as it does by default."""
 
 
 def fleet() -> Fleet:
@@ -63,7 +66,7 @@ def fleet_cluster(test_fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -
     """The cluster; `fleet_cluster.address` is what `RAY_ADDRESS` must say."""
     state_dir: Path = tmp_path_factory.mktemp("cluster")
     try:
-        yield cluster.up(test_fleet, state_dir)
+        yield cluster.up(test_fleet, state_dir, settings=SETTINGS)
     finally:
         cluster.down(state_dir)
 
