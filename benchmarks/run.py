@@ -10,11 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("decide", "coverage", "placement", "simulator_speed", "simulator_theory")
+BENCHMARKS = ("decide", "coverage", "placement", "simulator_speed", "simulator_theory", "serving", "chaos")
 WITH_DATA = {
     "placement": "",
     "heterogeneous": "",
     "edge_cloud": "",
+    "scenarios": "",
     "search_speed": "vision_imagenet",
     "cascades": "vision_imagenet",
     "freeze": "images_cifar10",
