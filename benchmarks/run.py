@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("decide", "coverage", "placement", "simulator_speed", "simulator_theory", "serving", "chaos")
+BENCHMARKS = ("decide", "coverage", "placement", "simulator_speed", "simulator_theory", "serving", "overload", "chaos")
 WITH_DATA = {
     "placement": "",
     "heterogeneous": "",

@@ -89,7 +89,7 @@ def _in_process(phase: str, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _phase(phase: str, clients: list[int], seconds: float) -> list[dict[str, Any]]:
     rows = []
-    with _running(PHASES[phase]) as serve:
+    with running(PHASES[phase]) as serve:
         if phase == "defaults":
             with serve(_apps(NUMBERS[PAYLOAD])["(b) composition"]):
                 return _closed("(b) at Serve's defaults", PAYLOAD, clients, seconds)
@@ -126,11 +126,11 @@ def _apps(numbers: int) -> dict[str, Callable[[], Any]]:
     return {
         "(a) echo": serving_apps.echo,
         "(b) composition": serving_apps.naive,
-        "(c) coe": lambda: build(CascadeArgs(plan=_plan(numbers), ledger_dir=tempfile.mkdtemp(prefix="coe-ledger-"))),
+        "(c) coe": lambda: build(CascadeArgs(plan=plan_of(numbers), ledger_dir=tempfile.mkdtemp(prefix="coe-ledger-"))),
     }
 
 
-def _plan(numbers: int) -> Plan:
+def plan_of(numbers: int, seconds_per_item: float = 0.0, latency_s: float = 2.0, batch_size: int = 32) -> Plan:
     """Three members in parallel, unanimous or on to the fourth; a replica of each, as in (b)."""
     from coe.placement.optimize import plan
     from coe.table import PredictionTable
@@ -138,7 +138,15 @@ def _plan(numbers: int) -> Plan:
     names = (*MEMBERS, "last")
     options = {"first": 0, "second": 1, "third": 2, "last": 0}
     target = "benchmarks.serving_apps:first_tier"
-    members = tuple(Member(name=n, runner="callable", model=target, options={"member": options[n]}) for n in names)
+    members = tuple(
+        Member(
+            name=n,
+            runner="callable",
+            model=target,
+            options={"member": options[n], "seconds_per_item": seconds_per_item},
+        )
+        for n in names
+    )
     rng = np.random.default_rng(0)
     values = rng.random(1000)
     answers = np.stack([_answers(values, options[n]) for n in names], axis=1)
@@ -165,15 +173,16 @@ def _plan(numbers: int) -> Plan:
         [Cascade(tiers=(Tier(members=MEMBERS, rule="vote", quorum=3), Tier(members=("last",))))],
         table,
         profiles,
-        Prices(offers=tuple(n.offer for n in _fleet().nodes)),
+        Prices(offers=tuple(n.offer for n in fleet().nodes)),
         Workload(
-            rate_per_s=1000.0, latency_s=2.0, reference="last", max_accuracy_loss=0.05, batch_wait_s=0.002
+            rate_per_s=1000.0, latency_s=latency_s, reference="last", max_accuracy_loss=0.05, batch_wait_s=0.002
         ),
         inputs={},
         uncertified=True,
         reasons=False,
     )  # fmt: skip
-    placements = tuple(p.model_copy(update={"batch_size": 32, "replicas": 1}) for p in found.placements)
+    busy = {"full_batch_s": seconds_per_item * batch_size} if seconds_per_item else {}
+    placements = tuple(p.model_copy(update={"batch_size": batch_size, "replicas": 1, **busy}) for p in found.placements)
     return found.model_copy(update={"placements": placements})
 
 
@@ -182,7 +191,7 @@ def _answers(values: np.ndarray, member: int) -> np.ndarray:
     return np.where(values < ESCALATED, (answer + member) % CLASSES, answer)
 
 
-def _fleet() -> Fleet:
+def fleet() -> Fleet:
     router = Offer(
         node_type="router", accelerator="CPU-x", accelerators_per_node=0, vcpus=4, memory_gib=8, usd_per_hour=0.1,
         source="for this benchmark", date=DAY,
@@ -206,14 +215,14 @@ def _fleet() -> Fleet:
 
 
 @contextmanager
-def _running(settings: Mapping[str, str]) -> Iterator[Callable[[Callable[[], Any]], Any]]:
+def running(settings: Mapping[str, str]) -> Iterator[Callable[[Callable[[], Any]], Any]]:
     """A local cluster with these settings; gives what serves one application at a time."""
     import ray
     from ray import serve
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     with tempfile.TemporaryDirectory(prefix="coe-serving-") as folder:
-        state = cluster.up(_fleet(), Path(folder), settings=settings)
+        state = cluster.up(fleet(), Path(folder), settings=settings)
         try:
             ray.init(address=state.address, logging_level="ERROR", log_to_driver=False)
             serve.start(http_options={"host": "127.0.0.1", "port": PORT})
@@ -237,17 +246,17 @@ def _running(settings: Mapping[str, str]) -> Iterator[Callable[[Callable[[], Any
 PORT = cluster.free_port()
 
 
-def _requests(body: str) -> list[bytes]:
+def requests_of(body: str) -> list[bytes]:
     rng = np.random.default_rng(1)
     rows = rng.random((64, NUMBERS[body])).tolist()
     return [request_bytes("/predict", json.dumps({"items": [{"input": row}]}).encode()) for row in rows]
 
 
 def _closed(what: str, body: str, clients: list[int], seconds: float) -> list[dict[str, Any]]:
-    requests, rows = _requests(body), []
+    requests, rows = requests_of(body), []
     closed_loop(PORT, requests, 8, WARM_UP_S)
     for count in clients:
-        before = _cpu_s()
+        before = cpu_s()
         load = closed_loop(PORT, requests, count, seconds)
         rows.append(_row(what, "closed", body, count, load, before))
     return rows
@@ -255,13 +264,13 @@ def _closed(what: str, body: str, clients: list[int], seconds: float) -> list[di
 
 def _open(what: str, body: str, rate: float, seconds: float) -> dict[str, Any]:
     due = np.cumsum(np.random.default_rng(2).exponential(1 / rate, int(rate * seconds)))
-    before = _cpu_s()
-    return _row(what, "open", body, round(rate), open_loop(PORT, _requests(body), due), before)
+    before = cpu_s()
+    return _row(what, "open", body, round(rate), open_loop(PORT, requests_of(body), due), before)
 
 
 def _row(what: str, loop: str, body: str, clients: int, load: Load, before: Mapping[str, float]) -> dict[str, Any]:
     """clients: connections in a closed loop, requests per second in an open one."""
-    after, answered = _cpu_s(), max(1, load.statuses.get(200, 0))
+    after, answered = cpu_s(), max(1, load.statuses.get(200, 0))
     spent = {name: 1000 * (after[name] - before.get(name, 0.0)) / answered for name in after}
     row = {
         "what": what,
@@ -281,7 +290,7 @@ def _row(what: str, loop: str, body: str, clients: int, load: Load, before: Mapp
     return row
 
 
-def _cpu_s() -> dict[str, float]:
+def cpu_s() -> dict[str, float]:
     """Processor seconds so far of the processes that serve, by what they are; the client is this process and not counted."""
     spent = {"ingress": 0.0, "members": 0.0, "proxy": 0.0, "other": 0.0}
     for process in Path("/proc").glob("[0-9]*"):

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: Ray Serve looks at the types of the application's signatures.
 
 import asyncio
+import time
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ ESCALATED = 0.3
 """This part of the items divides the first tier."""
 
 
-def first_tier(batch: np.ndarray, member: int = 0) -> np.ndarray:
-    """Probabilities of a member that agrees with its peers about seven items of ten."""
+def first_tier(batch: np.ndarray, member: int = 0, seconds_per_item: float = 0.0) -> np.ndarray:
+    """Probabilities of a member that agrees with its peers about seven items of ten; it may take its time."""
+    if seconds_per_item:
+        time.sleep(seconds_per_item * len(batch))
     value = np.asarray(batch, dtype=np.float64).reshape(len(batch), -1)[:, 0]
     answer = (value * 1000).astype(np.int64) % CLASSES
     answer = np.where(value < ESCALATED, (answer + member) % CLASSES, answer)

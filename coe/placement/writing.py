@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from coe.cost.capacity import service_s
 from coe.cost.model import node_lines, usage_line
 from coe.placement.candidates import Placed, World
 from coe.placement.columns import Column
@@ -119,10 +120,17 @@ def _placements(placed: Placed) -> tuple[Placement, ...]:
                 traffic=min(1.0, sum(flows) / problem.demand_per_s[column.member]),
                 expected_batch=batches[c],
                 expected_busy_s=busy_s_per_item(column, flows, batches[c]) / share,
+                full_batch_s=_full_batch_s(column, share),
                 utilisation=min(1.0, utilisation(problem, solution, c)),
             )
         )
     return tuple(result)
+
+
+def _full_batch_s(column: Column, share: float) -> float | None:
+    if column.api is not None or column.profile.token_rates:
+        return None
+    return service_s(column.profile, column.batch_size) / share
 
 
 def _calls_at_once(column: Column) -> int | None:

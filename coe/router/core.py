@@ -90,11 +90,19 @@ class RouterCore:
         return [r for r in results if isinstance(r, Answer | Unanswered)]
 
     def _refuse_overload(self, arriving: int) -> None:
-        for tier in self.tiers:
+        """Raise `Overloaded` where what arrives could not be answered within the promise any more.
+
+        A query waits for what is ahead of it, waiting or under way, at the pace of the tier's scarcest member; then come its own
+        batch and, if it escalates, two batches of every later tier. Two batches ahead are always let in, or nothing would be.
+        """
+        later_s = 0.0
+        for tier in reversed(self.tiers):
             new = arriving if tier.number == 0 else 0
-            bound = max(tier.capacity_per_s * self.latency_s, 2 * tier.batch_size)
-            if tier.waiting and len(tier.waiting) + new > bound:
-                raise Overloaded((len(tier.waiting) + new - bound) / tier.capacity_per_s)
+            ahead = len(tier.waiting) + tier.under_way
+            room = max(tier.capacity_per_s * (self.latency_s - later_s - tier.batch_s), 2 * tier.batch_size)
+            if ahead and ahead + new > room:
+                raise Overloaded((ahead + new - room) / tier.capacity_per_s)
+            later_s += 2 * tier.batch_s
 
     def expire(self, query: Query) -> None:
         """End a query whose time is up while it waits."""

@@ -17,7 +17,7 @@ from coe.cascade.evaluate import lacking
 from coe.cost.capacity import in_flight
 from coe.records import BatchRun
 from coe.router.queries import Batch, Garbage, Late, Query
-from coe.router.turns import Slots, Turns
+from coe.router.turns import Pace, Slots, Turns
 from coe.table import Outputs
 from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, FloatArray, IntArray, Placement, Probabilities
 
@@ -64,15 +64,31 @@ class TierQueue:
         self._replicas = {p.deployment: p.replicas for m in tier.members for p in placements[m]}
         self._slots = {p.deployment: Slots(in_flight(p, p.replicas)) for m in tier.members for p in placements[m]}
         self.batch_size = min(p.batch_size for m in tier.members for p in placements[m])
+        self.under_way = 0
+        """Queries in batches that have been sent."""
+        self._planned_batch_s = max(p.full_s for m in tier.members for p in placements[m])
+        self._pace = Pace()
         self._batches = Slots(self._most_batches())
         self._arrived = asyncio.Event()
 
     @property
     def capacity_per_s(self) -> float:
-        """Queries per second that leave this tier when its scarcest member is never idle."""
+        """Queries per second that leave this tier when its scarcest member is never idle: as planned, or as seen if it is
+        clearly less."""
+        return self._pace.of(self._planned_per_s())
+
+    @property
+    def batch_s(self) -> float:
+        """Seconds of a replica for a full batch: as planned, longer where the tier is slower than planned."""
+        planned = self._planned_per_s()
+        slower = planned / self._pace.of(planned) if math.isfinite(planned) else 1.0
+        return self._planned_batch_s * slower
+
+    def _planned_per_s(self) -> float:
+        """Queries per second in full batches."""
         return min(
             sum(
-                self._replicas[p.deployment] / p.expected_busy_s if p.expected_busy_s > 0 else math.inf
+                self._replicas[p.deployment] * p.batch_size / p.full_s if p.full_s > 0 else math.inf
                 for p in self._placements[m]
             )
             for m in self.tier.members
@@ -105,6 +121,7 @@ class TierQueue:
             if batch:
                 now = self._core.clock()
                 self._core.note_batch(self.number, [now - query.queued_s for query in batch])
+                self.under_way += len(batch)
                 self._core.start(self._serve(batch, give_back))
             else:
                 give_back()
@@ -143,6 +160,9 @@ class TierQueue:
             try:
                 await self._hear(self._hearing(batch))
             finally:
+                self.under_way -= len(batch)
+                is_full = len(batch) == self.batch_size and self._batches.is_full and bool(self.waiting)
+                self._pace.ended(self._core.clock(), len(batch), is_full=is_full)
                 give_back()
         except Exception as error:  # a mistake of ours must not leave clients waiting
             for query in batch:

@@ -32,7 +32,14 @@ class Placement(Noun):
     """Mean batch size at the planned load."""
     expected_busy_s: NotNegative
     """Predicted busy seconds per item of one replica, at the expected batch and this share."""
+    full_batch_s: Positive | None = None
+    """Predicted seconds of one replica for a full batch; None where a member does not go by batches."""
     utilisation: Fraction
+
+    @property
+    def full_s(self) -> float:
+        """Seconds of one replica for a full batch, from the mean time per item where nothing better is known."""
+        return self.batch_size * self.expected_busy_s if self.full_batch_s is None else self.full_batch_s
 
     @property
     def deployment(self) -> str:

@@ -15,7 +15,7 @@ from coe.cascade.evaluate import route
 from coe.records import Answer, BatchRun, Record
 from coe.router.core import RouterCore
 from coe.router.queries import Overloaded, Reply, Unanswered
-from coe.router.turns import Turns
+from coe.router.turns import Pace, Turns
 from coe.table import PredictionTable
 from coe.types import Cascade, Placement, Tier
 from tests import factories
@@ -449,7 +449,8 @@ def test_a_deadline_is_split_over_the_tiers_and_kept() -> None:
 
 
 def test_what_cannot_be_answered_within_the_promise_is_refused_before_any_work() -> None:
-    service = Service(CASCADE, TABLE, batch_size=2, latency_s=0.01)  # capacity 1,000 per second: ten may wait
+    # capacity 1,000 per second, batches of 2 ms: of the 10 ms one is for the query's own batch and two for the last tier's
+    service = Service(CASCADE, TABLE, batch_size=2, latency_s=0.01)
 
     async def run() -> None:
         items = {str(row): np.array([row], dtype=np.float32) for row in range(10)}
@@ -457,11 +458,23 @@ def test_what_cannot_be_answered_within_the_promise_is_refused_before_any_work()
         await asyncio.sleep(0)
         with pytest.raises(Overloaded) as refused:
             await service.core.ask({"late": np.array([11], dtype=np.float32)})
-        assert refused.value.retry_after_s == pytest.approx(0.001)
+        assert refused.value.retry_after_s == pytest.approx(0.007)  # eleven where four may be
         first.cancel()
 
     asyncio.run(run())
     assert service.records == []
+
+
+def test_the_pace_of_a_tier_is_seen_only_while_it_is_full() -> None:
+    pace = Pace()
+    assert pace.of(100.0) == 100.0
+    for end in range(1, 60):  # four items every tenth of a second
+        pace.ended(end / 10, 4, is_full=True)
+    assert pace.of(100.0) == pytest.approx(40.0, rel=0.05)
+    assert pace.of(45.0) == 45.0, "a little less than planned may be chance"
+    for _ in range(12):  # it is not full any more: it may be as fast as planned again
+        pace.ended(100.0, 1, is_full=False)
+    assert pace.of(100.0) == 100.0
 
 
 def test_batches_are_split_by_bytes() -> None:

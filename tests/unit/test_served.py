@@ -88,7 +88,7 @@ def test_where_nothing_can_be_decided_early_both_engines_give_the_same_times() -
     """One member per tier, no jitter: the router's own code and the compiled engine agree on every query."""
     profiles = exact(PROFILES)
     plan = planned(ROW, profiles)
-    came = arrivals(150.0)
+    came = arrivals(100.0)
     ours = serve(plan, profiles, SAMPLE, came)
     compiled = simulate(plan, profiles, SAMPLE, came)
     np.testing.assert_allclose(ours.latency_s, compiled.outcome.done_s - came, rtol=1e-6)
@@ -126,7 +126,7 @@ def test_early_decisions_save_calls_and_time() -> None:
     # the third member is far slower than the two others, so that it is often still waiting when they agree
     slow = {**factories.SERVICE_S, "small": 0.004}
     profiles = factories.profiles(slow)
-    came = arrivals(100.0, 30.0)
+    came = arrivals(40.0, 30.0)
     early = serve(eager, profiles, SAMPLE, came)
     late = simulate(eager, profiles, SAMPLE, came)
     assert early.figures.saved_items > 0
