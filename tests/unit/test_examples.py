@@ -97,7 +97,7 @@ def written(folder: Path) -> Path:
 @pytest.fixture
 def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`data.npz` of the sample, and a pool of two members over two views."""
-    monkeypatch.setattr(text_data, "SIZES", {"calibration": 5, "certification": 5, "test": 5})
+    monkeypatch.setattr(text_data, "SIZES", {"train": 15, "calibration": 5, "certification": 5, "test": 5})
     text_data.main(str(written(tmp_path)), str(tmp_path / "data.npz"))
     (tmp_path / "pool.yaml").write_text(
         "kind: pool\nversion: 1\nclasses: [card, pin, rate]\ninput_dtype: text\ninput_shape: [1]\nmembers:\n"
@@ -116,9 +116,9 @@ def test_no_question_is_in_two_splits(sample: Path) -> None:
     texts = data.x[:, 0].tolist()
     assert len(set(texts)) == len(texts) == 30
     assert set(data.splits.tolist()) == set(SPLITS)
-    assert {t for t, s in zip(texts, data.splits, strict=True) if s == "train"} == {
-        t for ts in SAMPLE.values() for t in ts
-    }
+    kind = {text: label for label, ts in SAMPLE.items() for t in ts for text in (t, f"{t} now")}
+    assert data.classes is not None
+    assert [data.classes[y] for y in data.y] == [kind[text] for text in texts]
 
 
 def test_the_text_members_learn_and_several_views_are_averaged(sample: Path) -> None:
@@ -127,7 +127,7 @@ def test_the_text_members_learn_and_several_views_are_averaged(sample: Path) -> 
     table = predict(pool, sample, load_data(sample / "data.npz"))
     assert table.probs is not None
     right = (table.answers == table.labels[:, None]).mean(axis=0)
-    assert (right > 0.8).all(), right
+    assert (right > 0.7).all(), right
     words, both, pieces = (table.probs[:, column] for column in range(3))
     assert both == pytest.approx((words + pieces) / 2, abs=1e-6)
     runner = make_runner(pool.members[0], pool, sample)
