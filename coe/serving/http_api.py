@@ -26,9 +26,14 @@ MAX_FOUND = 200
 
 
 def parsed_items(
-    body: bytes, input_shape: Sequence[int], fresh_ids: Iterator[str], max_items: int = MAX_ITEMS
+    body: bytes,
+    input_shape: Sequence[int],
+    fresh_ids: Iterator[str],
+    max_items: int = MAX_ITEMS,
+    *,
+    is_text: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Id -> float32 array of shape `input_shape`; items without an id take the next of `fresh_ids`.
+    """Id -> float32 array of shape `input_shape`, or array (1,) of str; items without an id take the next of `fresh_ids`.
 
     Raises `InvalidInput` naming the field of the first mistake, `TooLarge` for more than `max_items`.
     """
@@ -43,7 +48,7 @@ def parsed_items(
     check_count("items", len(items), max_items)
     parsed: dict[str, np.ndarray] = {}
     for number, item in enumerate(items):
-        name, array = _parsed_item(f"items[{number}]", item, tuple(input_shape))
+        name, array = _parsed_item(f"items[{number}]", item, tuple(input_shape), is_text)
         name = next(fresh_ids) if name is None else name
         if name in parsed:
             raise refused(f"items[{number}].id", "must be unique within a request", name)
@@ -51,13 +56,15 @@ def parsed_items(
     return parsed
 
 
-def _parsed_item(where: str, item: Any, shape: tuple[int, ...]) -> tuple[str | None, np.ndarray]:
+def _parsed_item(where: str, item: Any, shape: tuple[int, ...], is_text: bool) -> tuple[str | None, np.ndarray]:
     if not isinstance(item, dict) or not {"input"} <= set(item) <= {"id", "input"}:
         found = ", ".join(item) if isinstance(item, dict) else type(item).__name__
         raise refused(where, "must have the key 'input', may have 'id', and nothing else", found)
     name = item.get("id")
     if name is not None:
         check_id(f"{where}.id", name)
+    if is_text:
+        return name, texts(f"{where}.input", [item["input"]] if isinstance(item["input"], str) else item["input"], 1)
     array = numbers(f"{where}.input", item["input"])
     if array.shape != shape:
         raise refused(f"{where}.input", f"must have shape {shape}", str(array.shape))
@@ -90,6 +97,16 @@ def numbers(where: str, value: Any) -> np.ndarray:
             return array.astype(np.float64).astype(np.float32)
     except (ValueError, TypeError, OverflowError, RecursionError):
         raise refused(where, rule) from None
+
+
+def texts(where: str, value: Any, count: int) -> np.ndarray:
+    """A list of `count` JSON strings as an array (count,) of str."""
+    if not isinstance(value, list) or len(value) != count or not all(isinstance(text, str) for text in value):
+        found = f"a list of {len(value)}" if isinstance(value, list) else type(value).__name__
+        raise refused(where, "must be a string" if count == 1 else f"must be a list of {count} strings", found)
+    if any(c == "\0" or "\ud800" <= c <= "\udfff" for text in value for c in text):
+        raise refused(where, "must not hold NUL or halves of surrogate pairs")
+    return np.array(value, dtype=np.str_)
 
 
 def check_finite(where: str, array: np.ndarray) -> None:

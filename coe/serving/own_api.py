@@ -30,7 +30,7 @@ class OwnApi:
         try:
             timeout_s = asked_timeout_s(request.headers.get("x-request-timeout-ms"))
             body = await body_of(request, access)
-            items = parsed_items(body, pool.input_shape, self._fresh_ids, access.max_items)
+            items = parsed_items(body, pool.input_shape, self._fresh_ids, access.max_items, is_text=pool.is_text)
         except InvalidInput as error:
             return JSONResponse(error_body(error), status_code=status_of(error, 422))
         try:
@@ -76,7 +76,9 @@ def mount(api: FastAPI, service: Service) -> None:
         },
         openapi_extra={
             "requestBody": schemas.json_body(
-                schemas.predict_request(service.plan.pool.input_shape, service.access.max_items)
+                schemas.predict_request(
+                    service.plan.pool.input_shape, service.access.max_items, is_text=service.plan.pool.is_text
+                )
             ),
             "parameters": [schemas.header("X-Request-Timeout-Ms", schemas.TIMEOUT_MS)],
         },

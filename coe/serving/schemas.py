@@ -153,11 +153,16 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 TIMEOUT_MS: JsonSchema = {"type": "number", "minimum": 0.001, "description": "Milliseconds that the client waits."}
 
 
-def predict_request(item_shape: Sequence[int], max_items: int) -> JsonSchema:
+def predict_request(item_shape: Sequence[int], max_items: int, *, is_text: bool = False) -> JsonSchema:
     """JSON schema of the body of `POST /predict`."""
+    text = {"type": "string"}
+    one_text = {"anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": 1}]}
     item = {
         "type": "object",
-        "properties": {"id": {"type": "string", "minLength": 1, "maxLength": 200}, "input": nested(item_shape)},
+        "properties": {
+            "id": {"type": "string", "minLength": 1, "maxLength": 200},
+            "input": one_text if is_text else nested(item_shape),
+        },
         "required": ["input"],
         "additionalProperties": False,
     }
@@ -165,8 +170,8 @@ def predict_request(item_shape: Sequence[int], max_items: int) -> JsonSchema:
     return {"type": "object", "properties": {"items": items}, "required": ["items"], "additionalProperties": False}
 
 
-def v2_request(item_shape: Sequence[int], max_items: int, outputs: Sequence[str]) -> JsonSchema:
-    """JSON schema of the body of an inference request; `data` has as many numbers as `shape` says, flat or nested."""
+def v2_request(item_shape: Sequence[int], max_items: int, outputs: Sequence[str], datatype: str = "FP32") -> JsonSchema:
+    """JSON schema of the body of an inference request; `data` has as many values as `shape` says, flat or nested."""
     shape = {"type": "array", "minItems": 1 + len(item_shape), "maxItems": 1 + len(item_shape)}
     shape["prefixItems"] = [
         {"type": "integer", "minimum": 1, "maximum": max_items},
@@ -177,9 +182,9 @@ def v2_request(item_shape: Sequence[int], max_items: int, outputs: Sequence[str]
         "properties": {
             "name": {"const": "input"},
             "shape": shape,
-            "datatype": {"const": "FP32"},
+            "datatype": {"const": datatype},
             "parameters": _closed({"binary_data_size": {"type": "integer", "minimum": 4}}),
-            "data": {"type": "array", "description": "Numbers, flat in row-major order or nested as the shape."},
+            "data": {"type": "array", "description": "Values, flat in row-major order or nested as the shape."},
         },
         "required": ["name", "shape", "datatype"],
         "additionalProperties": False,

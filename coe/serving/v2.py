@@ -1,8 +1,9 @@
 """The Open Inference Protocol, version 2 (REST): what comes in as items, what goes out as tensors. Without the web.
 
-The cascade is the model. It has one input, `input` (FP32, [-1, *item shape]), and one element per item in each of its outputs:
-`label` (BYTES, the class's name), `answer` (INT64, its index), `score` (FP32), `tier` (INT32) and `degraded` (BOOL). The
-request parameter `timeout` is in microseconds, as in Triton. What the protocol offers beyond this is refused, never ignored.
+The cascade is the model. It has one input, `input` (FP32, [-1, *item shape]; BYTES, [-1, 1], where items are texts), and one
+element per item in each of its outputs: `label` (BYTES, the class's name), `answer` (INT64, its index), `score` (FP32), `tier`
+(INT32) and `degraded` (BOOL). The request parameter `timeout` is in microseconds, as in Triton. What the protocol offers beyond
+this is refused, never ignored.
 
 https://github.com/open-inference/open-inference-protocol, and Triton's extension_binary_data.md
 """
@@ -20,7 +21,7 @@ import numpy as np
 from coe.errors import InvalidInput
 from coe.records import Answer
 from coe.serving import v2_binary
-from coe.serving.http_api import check_finite, check_id, error_body, numbers, parsed_json, refused, shown
+from coe.serving.http_api import check_finite, check_id, error_body, numbers, parsed_json, refused, shown, texts
 from coe.serving.limits import check_count
 from coe.types import Plan
 
@@ -46,13 +47,21 @@ class Model:
     name: str
     version: str
     item_shape: tuple[int, ...]
+    datatype: str
+    """Of the items: FP32, or BYTES for texts."""
     classes: tuple[str, ...]
 
     @classmethod
     def of(cls, plan: Plan) -> Model:
         """Named after the cascade; its version is the start of the plan's fingerprint."""
         pool = plan.pool
-        return cls(plan.cascade.name, plan.fingerprint()[:VERSION_CHARS], pool.input_shape, pool.classes)
+        return cls(
+            plan.cascade.name,
+            plan.fingerprint()[:VERSION_CHARS],
+            pool.input_shape,
+            "BYTES" if pool.is_text else "FP32",
+            pool.classes,
+        )
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -61,7 +70,7 @@ class Model:
             "name": self.name,
             "versions": [self.version],
             "platform": "coe_cascade",
-            "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *self.item_shape]}],
+            "inputs": [{"name": INPUT, "datatype": self.datatype, "shape": [-1, *self.item_shape]}],
             "outputs": [{"name": name, "datatype": datatype, "shape": [-1]} for name, (datatype, _) in OUTPUTS.items()],
         }
 
@@ -105,7 +114,7 @@ def _ids(request_id: str, count: int) -> list[str]:
 
 
 def _batch(inputs: Any, binary: bytes, is_framed: bool, model: Model, max_items: int) -> np.ndarray:
-    """(items, *item shape) float32."""
+    """(items, *item shape) float32, or (items, 1) of str."""
     if not isinstance(inputs, list) or len(inputs) != 1:
         found = f"{len(inputs)} tensors" if isinstance(inputs, list) else type(inputs).__name__
         raise refused("inputs", f"must be a list of the one tensor '{INPUT}'", found)
@@ -113,16 +122,27 @@ def _batch(inputs: Any, binary: bytes, is_framed: bool, model: Model, max_items:
     tensor = _object(where, inputs[0], required={"name", "shape", "datatype"}, optional={"data", "parameters"})
     if tensor["name"] != INPUT:
         raise refused(f"{where}.name", f"must be '{INPUT}'", shown(tensor["name"]))
-    if tensor["datatype"] != "FP32":
-        raise refused(f"{where}.datatype", "must be FP32", shown(tensor["datatype"]))
+    if tensor["datatype"] != model.datatype:
+        raise refused(f"{where}.datatype", f"must be {model.datatype}", shown(tensor["datatype"]))
     shape = _shape(f"{where}.shape", tensor["shape"], model.item_shape, max_items)
     parameters = _object(f"{where}.parameters", tensor.get("parameters", {}), set(), {"binary_data_size"})
+    if model.datatype == "BYTES":
+        return _texts(where, tensor, parameters, binary, shape[0])
     if "binary_data_size" in parameters:
         array = _binary_values(where, tensor, parameters["binary_data_size"], binary, is_framed, math.prod(shape))
     else:
         array = _json_values(where, tensor, binary, shape)
     check_finite(f"{where}.data", array)
     return array.reshape(shape)
+
+
+def _texts(where: str, tensor: dict[str, Any], parameters: dict[str, Any], binary: bytes, count: int) -> np.ndarray:
+    """(count, 1) of str from `data`, flat or nested as the shape; texts are not taken in binary."""
+    if parameters or binary or "data" not in tensor:
+        raise refused(where, "must have its texts in the key 'data': texts in binary are not taken")
+    data = tensor["data"]
+    is_nested = isinstance(data, list) and all(isinstance(one, list) and len(one) == 1 for one in data)
+    return texts(f"{where}.data", [one[0] for one in data] if is_nested else data, count)[:, None]
 
 
 def _shape(where: str, shape: Any, item_shape: tuple[int, ...], max_items: int) -> tuple[int, ...]:
