@@ -131,7 +131,8 @@ def test_early_decisions_save_calls_and_time() -> None:
     late = simulate(eager, profiles, SAMPLE, came)
     assert early.figures.saved_items > 0
     assert early.figures.latency_p50_s < late.figures.latency_p50_s
-    assert early.figures.usd_per_1k_usage <= late.figures.usd_per_1k_usage
+    made = sum(r.items for r in early.records if isinstance(r, BatchRun) and r.member == "small" and r.busy_s > 0)
+    assert made < len(answers_of(early))
 
 
 def test_the_same_seed_gives_the_same_ledger_byte_for_byte() -> None:
