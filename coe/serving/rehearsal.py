@@ -124,7 +124,7 @@ def rehearse(
     """
     began_s = time.monotonic()
     stand_in = plan.model_copy(update={"pool": with_stand_ins(plan.pool), "python_path": ""})
-    fleet = local_fleet(plan) if fleet is None else fleet
+    fleet = local_fleet(stand_in) if fleet is None else fleet
     port = cluster.free_port()
     config = serve_config(stand_in, ledger_dir=None, port=port)
     gates = gate_paths(plan)

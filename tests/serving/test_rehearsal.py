@@ -128,6 +128,14 @@ def test_more_than_a_laptop_carries_is_refused_before_anything_starts(steps: lis
     assert steps == []
 
 
+def test_hosted_models_are_not_called(steps: list[str]) -> None:
+    found = plan()
+    hosted = found.placements[-1].model_copy(update={"api": "a-provider/large"})
+    with pytest.raises(InvalidInput, match="names a hosted model"):
+        rehearse(found.model_copy(update={"placements": (*found.placements[:-1], hosted)}))
+    assert steps == []
+
+
 def test_a_process_that_uses_another_cluster_is_refused(steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rehearsal.ray, "is_initialized", lambda: True)
     with pytest.raises(Unavailable, match="connected to a Ray cluster already"):

@@ -6,10 +6,12 @@ import asyncio
 import copy
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
@@ -22,9 +24,11 @@ from ray.serve.autoscaling_policy import (
 )
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
+from coe.cli.main import run
 from coe.errors import InvalidInput
-from coe.files import read, to_yaml
+from coe.files import read, to_yaml, write
 from coe.router.scaling import Patience, replicas_for, upper_calls, wanted_by_ongoing, wanted_by_reach
+from coe.serving.app import CascadeArgs, build
 from coe.serving.following import follow
 from coe.serving.scaling_policy import ROUTER, Work, application_policy, beyond_the_nodes, member_options, rate
 from coe.types import Plan, Scaling
@@ -293,3 +297,29 @@ def test_scaling_is_a_file_and_a_part_of_a_scenario(tmp_path: Any) -> None:
         (tmp_path / "scaling.yaml").write_text(to_yaml({"kind": "scaling", "version": 1, **wrong}))
         with pytest.raises(InvalidInput, match=told):
             read(tmp_path / "scaling.yaml", Scaling)
+
+
+def test_build_writes_scaling_into_every_file_that_deploys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "plan.yaml", aws_plan())
+    write(tmp_path / "scaling.yaml", Scaling(max_replicas=3))
+    command = ["build", str(tmp_path / "plan.yaml"), "--uncertified", "--scaling", str(tmp_path / "scaling.yaml"), "-o"]
+    assert run([*command, str(tmp_path / "deploy")]) == 0
+    assert "max_replicas 3 is more than the plan's nodes hold" in capsys.readouterr().err
+    config = yaml.safe_load((tmp_path / "deploy/serve.yaml").read_text())
+    (application,) = config["applications"]
+    assert application["autoscaling_policy"] == application_policy(Scaling())
+    assert CascadeArgs.model_validate(application["args"]).scaling == Scaling(max_replicas=3)
+    service = yaml.safe_load((tmp_path / "deploy/rayservice.yaml").read_text())
+    assert yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]["scaling"]["max_replicas"] == 3
+    assert run([*command, str(tmp_path / "new.yaml"), "--live", str(tmp_path / "deploy/serve.yaml")]) == 2
+    assert "with --live" in capsys.readouterr().err
+
+
+def test_the_application_scales_members_and_has_the_router_report() -> None:
+    plan = aws_plan()
+    for scaling, routers in ((Scaling(), True), (Scaling(policy="ongoing"), False)):
+        router = build(CascadeArgs(plan=plan, scaling=scaling))._bound_deployment
+        assert (router._deployment_config.autoscaling_config is not None) == routers
+        for handle in router.init_args[2].values():
+            configured = handle._bound_deployment._deployment_config.autoscaling_config
+            assert (configured.min_replicas, configured.max_replicas) == (1, 100)
