@@ -172,6 +172,9 @@ def build(
         if table is not None:
             check_sources(plan.pool, table, Path(plan.python_path or "."), str(predictions))
     if live is not None:
+        if scaling is not None:
+            remedy = "deploy the scaling first, with a serve.yaml that is built without --live"
+            raise InvalidInput(Problem("--scaling", "is that of the deployed file, with --live", remedy=remedy))
         _write_live(plan, live, out)
         return
     folder = None if out.suffix in YAML else out

@@ -29,20 +29,19 @@ def wanted_by_ongoing(running: int, ongoing: float, scaling: Scaling) -> int:
 def wanted_by_reach(plan: Plan, placement: Placement, rate_per_s: float, scaling: Scaling) -> int:
     """Replicas that carry what the rate of arriving queries (per second) will bring to a member, none busier than the workload's
     target: a tier has them before its own queue grows."""
-    busy_s = busy_s_per_query(plan, placement, scaling.confidence)
-    return _bounded(replicas_for(rate_per_s, busy_s, plan.workload.target_utilisation), scaling)
+    return _bounded(replicas_for(rate_per_s * work_per_query_s(plan, placement, scaling.confidence)), scaling)
 
 
-def busy_s_per_query(plan: Plan, placement: Placement, confidence: float) -> float:
-    """Seconds that one query arriving at the first tier keeps the replicas of a placement busy: an upper confidence bound, by
-    that of the member's calls per query."""
+def work_per_query_s(plan: Plan, placement: Placement, confidence: float) -> float:
+    """Seconds that one query arriving at the first tier will take of a placement's replicas at the workload's target
+    utilisation: an upper confidence bound, by that of the member's calls per query."""
     calls = upper_calls(plan.stats.calls[placement.member], plan.stats.items, confidence)
-    return calls * placement.traffic * placement.expected_busy_s
+    return calls * placement.traffic * placement.expected_busy_s / plan.workload.target_utilisation
 
 
-def replicas_for(rate_per_s: float, busy_s: float, target_utilisation: float) -> int:
-    """Replicas for `busy_s` seconds of work per arriving query, none busier than the target; 0 without load."""
-    return math.ceil(rate_per_s * busy_s / target_utilisation - _TOLERANCE_REPLICAS)
+def replicas_for(work_s_per_s: float) -> int:
+    """Replicas for so many replica-seconds of work per second; 0 without any."""
+    return math.ceil(work_s_per_s - _TOLERANCE_REPLICAS)
 
 
 def upper_calls(calls_per_query: float, items: int, confidence: float) -> float:

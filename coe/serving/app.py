@@ -51,7 +51,7 @@ def build(args: CascadeArgs) -> Application:
         graceful_shutdown_timeout_s=SHUTDOWN_S,
         ray_actor_options=replica_options(plan.offer(plan.router.node_type), 1.0),
     )
-    return router.bind(plan, args.ledger_dir, handles, args.access, args.scaling is not None)
+    return router.bind(plan, args.ledger_dir, handles, args.access, args.scaling)
 
 
 def _member(plan: Plan, placement: Placement, scaling: Scaling | None) -> Application:

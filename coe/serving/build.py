@@ -47,7 +47,7 @@ def serve_config(
     for placement in plan.placements:
         if placement.api is not None:
             plan.api(placement.api)  # refuses what could not be billed
-    policy = None if scaling is None else application_policy(plan, scaling)
+    policy = None if scaling is None else application_policy(scaling)
     config: dict[str, Any] = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": host, "port": port, "request_timeout_s": max(10.0, 10 * plan.workload.latency_s)},

@@ -1,6 +1,6 @@
 """How a router follows replicas that come and go: it asks Serve how many run, and resizes its queues.
 
-Serve's public status is asked from a thread, since the answer takes some milliseconds and, while a controller restarts, longer.
+Serve is asked from a thread, since the answer takes some milliseconds and, while a controller restarts, longer.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.schema import ReplicaState
 
 EVERY_S = 1.0
@@ -17,18 +18,23 @@ EVERY_S = 1.0
 log = logging.getLogger("coe.router")
 
 
-def running_replicas() -> Mapping[str, int]:
-    """Deployment of this replica's application -> replicas that run; empty while Serve does not know the application."""
-    application = serve.status().applications.get(serve.get_replica_context().app_name)
-    deployments = {} if application is None else application.deployments
-    return {name: d.replica_states.get(ReplicaState.RUNNING, 0) for name, d in deployments.items()}
+def running_replicas(application: str) -> Mapping[str, int]:
+    """Deployment of an application -> replicas that run; empty while Serve does not know the application.
+
+    Reads what `serve.status()` reads, without its checks, which take forty times as long (30 ms of the router's processor).
+    """
+    applications = _get_global_client().get_serve_details()["applications"]
+    return {
+        name: sum(replica["state"] == ReplicaState.RUNNING for replica in deployment["replicas"])
+        for name, deployment in applications.get(application, {"deployments": {}})["deployments"].items()
+    }
 
 
 async def follow(
     deployments: Collection[str],
     resize: Callable[[str, int], None],
     *,
-    running: Callable[[], Mapping[str, int]] = running_replicas,
+    running: Callable[[], Mapping[str, int]] = lambda: running_replicas(serve.get_replica_context().app_name),
     every_s: float = EVERY_S,
 ) -> None:
     """Call `resize` for each of `deployments` whose number of running replicas has changed, for ever.

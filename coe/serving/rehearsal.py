@@ -124,7 +124,7 @@ def rehearse(
     """
     began_s = time.monotonic()
     stand_in = plan.model_copy(update={"pool": with_stand_ins(plan.pool), "python_path": ""})
-    fleet = local_fleet(plan) if fleet is None else fleet
+    fleet = local_fleet(stand_in) if fleet is None else fleet
     port = cluster.free_port()
     config = serve_config(stand_in, ledger_dir=None, port=port)
     gates = gate_paths(plan)
@@ -174,7 +174,7 @@ def _started(fleet: Fleet, folder: Path, tell: Tell) -> cluster.ClusterState:
 
 def _looked_at(plan: Plan, address: str, folder: Path, port: int, time_limit_s: float, tell: Tell) -> list[Line]:
     tell("deploying serve.yaml with stand-ins for the members")
-    _deploy(folder / "serve.yaml", address, time_limit_s)
+    deploy(folder / "serve.yaml", address, time_limit_s)
     with connected(address):
         details = _settled(plan, time.monotonic() + time_limit_s, tell)
         lines = [*_nodes(plan), *_deployments(plan, details), *_room(plan, details)]
@@ -186,7 +186,7 @@ def _looked_at(plan: Plan, address: str, folder: Path, port: int, time_limit_s: 
         return lines
 
 
-def _deploy(path: Path, address: str, time_limit_s: float) -> None:
+def deploy(path: Path, address: str, time_limit_s: float) -> None:
     """What a user would type."""
     command = [sys.executable, "-c", "from ray.serve.scripts import cli; cli()", "run", "--non-blocking"]
     environment = {**os.environ, **SETTINGS, "RAY_ADDRESS": address, "RAY_USAGE_STATS_ENABLED": "0"}

@@ -17,10 +17,10 @@ from coe.records import Answer
 from coe.router.changing import changeable
 from coe.router.queries import Reply, Unanswered
 from coe.serving.in_service import InService
-from coe.serving.scaling_policy import ARRIVED
+from coe.serving.scaling_policy import Work
 from coe.serving.service import Service
 from coe.serving.web import application
-from coe.types import Access, Placement, Plan
+from coe.types import Access, Placement, Plan, Scaling
 
 log = logging.getLogger("coe.router")
 
@@ -35,19 +35,22 @@ class Router:
         ledger_dir: str | None,
         handles: Mapping[str, DeploymentHandle],
         access: Access,
-        is_scaled: bool = False,
+        scaling: Scaling | None = None,
     ) -> None:
         self._deployed = plan
         self._ledger_dir = ledger_dir
         self._handles = handles
-        self._is_scaled = is_scaled
-        self._arrived = 0
+        self._scaling = scaling
+        self._work = Work()
         self._now = self._fresh(plan)
         self._before: set[asyncio.Task[None]] = set()
         self._service = Service(plan, access, self._ask, self._is_alive, self._missing, self._now.watch)
 
     def _fresh(self, plan: Plan) -> InService:
-        followed = tuple(self._handles) if self._is_scaled else ()
+        followed: tuple[str, ...] = ()
+        if self._scaling is not None:
+            followed = tuple(self._handles)
+            self._work.follow(plan, self._scaling)
         return InService(plan, self._ledger_dir, self._call, serve.get_replica_context().replica_tag, followed)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls it by this name
@@ -83,12 +86,12 @@ class Router:
         return reply
 
     async def _ask(self, items: Mapping[str, np.ndarray], timeout_s: float) -> list[Answer | Unanswered]:
-        self._arrived += len(items)
+        self._work.arrived(len(items))
         return await self._now.ask(items, timeout_s)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """For Serve's autoscaling policy: what has arrived so far, refused or not."""
-        return {ARRIVED: self._arrived}
+        """For Serve's autoscaling policy: the work that has arrived so far."""
+        return self._work.report
 
     def _is_alive(self) -> bool:
         """Whether the queues move. Only with the first request is there an event loop to start them in."""

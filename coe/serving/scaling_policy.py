@@ -1,8 +1,9 @@
 """Ray Serve's autoscaling for a plan: its default policy per deployment, or one for the application that looks at arrivals.
 
-The policy `reach` must know how many queries arrive at the first tier. Serve itself knows calls under way only, and of requests
-that carry many queries each; so every router counts what arrives and reports the count with `record_autoscaling_stats`, which
-Serve asks only deployments with an autoscaling configuration: the router's has as many replicas at least as at most.
+The policy `reach` must know what arrives at the first tier. Serve itself knows calls under way only, and of requests that carry
+many queries each; so every router adds up the work that each arriving query will bring to each deployment, by the plan that it
+serves at the moment, and reports the sums with `record_autoscaling_stats`. Serve asks only deployments with an autoscaling
+configuration for that: the router's has as many replicas at least as at most.
 
 Serve pickles this module by value and runs the policy in its controller, on the head: `coe` must be installed there.
 """
@@ -10,12 +11,12 @@ Serve pickles this module by value and runs the policy in its controller, on the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray.serve.config import AutoscalingConfig
 
-from coe.router.scaling import busy_s_per_query, replicas_for
+from coe.router.scaling import replicas_for, work_per_query_s
 
 if TYPE_CHECKING:
     from ray.serve._private.common import DeploymentID, TimeSeries
@@ -25,47 +26,57 @@ if TYPE_CHECKING:
 
 ROUTER = "router"
 """Name of the router's deployment."""
-ARRIVED = "coe_arrived"
-"""What a router reports: queries that have arrived since it started."""
-POLICY = "coe.serving.scaling_policy:Reach"
+WORK = "coe_work_s:"
+"""Before a deployment's name: what a router reports of it."""
+POLICY = "coe.serving.scaling_policy:reach"
 
 
-class Reach:
-    """Serve's application-level policy: every deployment gets the replicas that the arrivals at the first tier will need there.
+class Work:
+    """Replica-seconds of work that have arrived for each deployment, as a router adds them up."""
 
-    Bounds and delays are Serve's business, from each deployment's configuration.
+    def __init__(self) -> None:
+        self._per_query_s: dict[str, float] = {}
+        self._sums: dict[str, float] = {}
+
+    def follow(self, plan: Plan, scaling: Scaling) -> None:
+        """From now on, queries are answered by this plan."""
+        self._per_query_s = {
+            p.deployment: work_per_query_s(plan, p, scaling.confidence) for p in plan.placements if p.api is None
+        }
+        self._sums = dict.fromkeys(self._per_query_s, 0.0) | self._sums
+
+    def arrived(self, queries: int) -> None:
+        """So many have come, whether they are refused or not."""
+        for deployment, work_s in self._per_query_s.items():
+            self._sums[deployment] += queries * work_s
+
+    @property
+    def report(self) -> dict[str, float]:
+        """Rising sums, for Serve."""
+        return {WORK + deployment: work_s for deployment, work_s in self._sums.items()}
+
+
+def reach(
+    contexts: dict[DeploymentID, AutoscalingContext],
+) -> tuple[dict[DeploymentID, int], dict[DeploymentID, dict[str, Any]]]:
+    """Serve's policy for the application: every deployment gets the replicas for the work that arrives at the first tier.
+
+    Where nobody knows the load yet, those that there are. Bounds and delays are Serve's, from each deployment's configuration.
     """
-
-    def __init__(self, *, router: str, busy_s_per_query: Mapping[str, float], target_utilisation: float) -> None:
-        """router: the deployment that counts arrivals.   busy_s_per_query: deployment -> seconds of work per arriving query."""
-        self._router = router
-        self._busy_s = dict(busy_s_per_query)
-        self._target_utilisation = target_utilisation
-
-    def __call__(
-        self, contexts: dict[DeploymentID, AutoscalingContext]
-    ) -> tuple[dict[DeploymentID, int], dict[DeploymentID, dict[str, Any]]]:
-        """Replicas wanted by deployment; where nobody knows the load yet, those that there are."""
-        rate_per_s = None
-        for context in contexts.values():
-            if context.deployment_name == self._router:
-                rate_per_s = arrivals_per_s(((context.raw_metrics or {}).get(ARRIVED) or {}).values())
-        wanted = {}
-        for deployment, context in contexts.items():
-            busy_s = self._busy_s.get(context.deployment_name)
-            if busy_s is not None:
-                wanted[deployment] = (
-                    context.target_num_replicas
-                    if rate_per_s is None
-                    else replicas_for(rate_per_s, busy_s, self._target_utilisation)
-                )
-        return wanted, {}
+    reported = next((c.raw_metrics or {} for c in contexts.values() if c.deployment_name == ROUTER), {})
+    wanted = {}
+    for deployment, context in contexts.items():
+        if context.deployment_name == ROUTER:
+            continue
+        work_s_per_s = rate(reported.get(WORK + context.deployment_name, {}).values())
+        wanted[deployment] = context.target_num_replicas if work_s_per_s is None else replicas_for(work_s_per_s)
+    return wanted, {}
 
 
-def arrivals_per_s(counts: Iterable[TimeSeries]) -> float | None:
-    """Arrivals per second of all routers, from each one's rising counts over the look-back; None where no router has two yet."""
+def rate(sums: Iterable[TimeSeries]) -> float | None:
+    """What all routers' sums rise by per second over the look-back; None where no router has reported twice."""
     rates = []
-    for series in counts:
+    for series in sums:
         if len(series) < 2:
             continue
         first, last = series[0], series[-1]
@@ -74,13 +85,9 @@ def arrivals_per_s(counts: Iterable[TimeSeries]) -> float | None:
     return sum(rates) if rates else None
 
 
-def application_policy(plan: Plan, scaling: Scaling) -> dict[str, Any] | None:
+def application_policy(scaling: Scaling) -> dict[str, Any] | None:
     """What `autoscaling_policy` of an application in `serve.yaml` says; None for Serve's default policy."""
-    if scaling.policy == "ongoing":
-        return None
-    busy_s = {p.deployment: busy_s_per_query(plan, p, scaling.confidence) for p in plan.placements}
-    arguments = {"router": ROUTER, "busy_s_per_query": busy_s, "target_utilisation": plan.workload.target_utilisation}
-    return {"policy_function": POLICY, "policy_kwargs": arguments}
+    return None if scaling.policy == "ongoing" else {"policy_function": POLICY}
 
 
 def member_options(placement: Placement, scaling: Scaling | None) -> dict[str, Any]:
@@ -120,6 +127,8 @@ def beyond_the_nodes(plan: Plan, scaling: Scaling) -> Sequence[str]:
     nodes = {n.node_type: n.count for n in plan.nodes}
     found = []
     for p in plan.placements:
+        if p.api is not None:
+            continue
         devices = max(1, plan.offer(p.node_type).accelerators_per_node)
         room = nodes[p.node_type] * devices * int(1 / p.share + 1e-9)
         if room < scaling.max_replicas:

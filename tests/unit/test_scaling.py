@@ -6,10 +6,12 @@ import asyncio
 import copy
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
@@ -22,19 +24,14 @@ from ray.serve.autoscaling_policy import (
 )
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
+from coe.cli.main import run
 from coe.errors import InvalidInput
-from coe.files import read, to_yaml
+from coe.files import read, to_yaml, write
 from coe.router.scaling import Patience, replicas_for, upper_calls, wanted_by_ongoing, wanted_by_reach
+from coe.serving.app import CascadeArgs, build
 from coe.serving.following import follow
-from coe.serving.scaling_policy import (
-    ARRIVED,
-    Reach,
-    application_policy,
-    arrivals_per_s,
-    beyond_the_nodes,
-    member_options,
-)
-from coe.types import Scaling
+from coe.serving.scaling_policy import ROUTER, Work, application_policy, beyond_the_nodes, member_options, rate
+from coe.types import Plan, Scaling
 from tests.fleet_case import aws_plan
 
 POLICY: Any = replica_queue_length_autoscaling_policy
@@ -144,67 +141,100 @@ def test_reach_by_hand() -> None:
     upper = upper_calls(0.25, 200, 0.95)
     assert upper == pytest.approx(0.3053, abs=2e-3)
     assert plan.workload.target_utilisation == 0.6
-    for rate in (0.0, 100.0, 1000.0, 5000.0):
-        expected = math.ceil(rate * upper * large.traffic * large.expected_busy_s / 0.6)
-        assert wanted_by_reach(plan, large, rate, Scaling()) == max(1, expected)
+    for load in (0.0, 100.0, 1000.0, 5000.0):
+        expected = math.ceil(load * upper * large.traffic * large.expected_busy_s / 0.6)
+        assert wanted_by_reach(plan, large, load, Scaling()) == max(1, expected)
     assert wanted_by_reach(plan, large, 5000.0, Scaling(max_replicas=3)) == 3
-    assert replicas_for(300.0, 0.002, 0.6) == 1  # exactly at the target
+    assert (replicas_for(0.0), replicas_for(300.0 * 0.002 / 0.6), replicas_for(1.01)) == (
+        0,
+        1,
+        2,
+    )  # 1: exactly at the target
 
 
-def counted(rate_per_s: float, seconds: int = 5, started: float = 100.0) -> list[TimeStampedValue]:
-    return [TimeStampedValue(started + t, 7 + rate_per_s * t) for t in range(seconds)]
+def rising(values: list[float], started: float = 100.0) -> list[TimeStampedValue]:
+    """A value a second."""
+    return [TimeStampedValue(started + t, value) for t, value in enumerate(values)]
 
 
 def test_rates_of_routers_add_up_and_one_that_has_just_started_says_nothing() -> None:
-    assert arrivals_per_s([]) is None
-    assert arrivals_per_s([counted(50.0, seconds=1)]) is None
-    assert arrivals_per_s([counted(50.0), counted(30.0, started=300.0), counted(9.0, seconds=1)]) == pytest.approx(80.0)
+    assert rate([]) is None
+    assert rate([rising([7.0])]) is None
+    assert rate([rising([7, 9, 11]), rising([0, 3, 6, 9], started=300.0), rising([5])]) == pytest.approx(5.0)
 
 
-def decided(
-    scaling: Scaling, rate_per_s: float | None, state: dict[str, Any] | None = None
-) -> tuple[dict[str, int], Any]:
-    """What Serve makes of the policy as serve.yaml names it, by deployment, and the policy's state."""
-    plan = aws_plan()
-    named = application_policy(plan, scaling)
+def reported(plan: Plan, scaling: Scaling, rate_per_s: int, router: str = "r") -> dict[str, Any]:
+    """Serve's series of what a router reports that is asked so often."""
+    work, sums = Work(), []
+    work.follow(plan, scaling)
+    for _ in range(5):
+        sums.append(work.report)
+        work.arrived(rate_per_s)
+    replica = ReplicaID(router, DeploymentID(ROUTER, "coe"))
+    return {name: {replica: rising([s[name] for s in sums])} for name in sums[0]}
+
+
+def decided(plan: Plan, scaling: Scaling, metrics: dict[str, Any]) -> tuple[dict[str, int], Any]:
+    """What Serve makes of the policy as serve.yaml names it, by deployment of which two replicas run, and the policy's state."""
+    named = application_policy(scaling)
     assert named is not None
-    policy = AutoscalingPolicy(**named)
-    made = cloudpickle.loads(policy.get_serialized_policy_def())(**policy.policy_kwargs)
-    series = (
-        {} if rate_per_s is None else {ARRIVED: {ReplicaID("r", DeploymentID("router", "coe")): counted(rate_per_s)}}
+    policy = _apply_app_level_autoscaling_config(
+        cloudpickle.loads(AutoscalingPolicy(**named).get_serialized_policy_def())
     )
-    asked = [
-        context(p.deployment, scaling, 2, policy_state=(state or {}).get(p.deployment, {})) for p in plan.placements
-    ]
-    asked.append(context("router", scaling, 1, raw_metrics=series))
-    wanted, after = _apply_app_level_autoscaling_config(made)({c.deployment_id: c for c in asked})
+    asked = [context(p.deployment, scaling, 2) for p in plan.placements]
+    asked.append(context(ROUTER, scaling, 1, raw_metrics=metrics))
+    wanted, after = policy({c.deployment_id: c for c in asked})
     return {d.name: n for d, n in wanted.items()}, {d.name: s for d, s in after.items()}
 
 
-@pytest.mark.parametrize("rate_per_s", [0.0, 10.0, 800.0, 12345.0])
-def test_serve_decides_by_the_same_rule_as_the_simulator(rate_per_s: float) -> None:
+AT_ONCE = Scaling(upscale_delay_s=0.0, downscale_delay_s=0.0)
+
+
+@pytest.mark.parametrize("rate_per_s", [0, 10, 800, 12345])
+def test_serve_decides_by_the_same_rule_as_the_simulator(rate_per_s: int) -> None:
     """Serve bounds afterwards; the router itself is none of its business."""
-    scaling, plan = Scaling(upscale_delay_s=0.0, downscale_delay_s=0.0), aws_plan()
-    wanted, _ = decided(scaling, rate_per_s)
+    plan = aws_plan()
+    wanted, _ = decided(plan, AT_ONCE, reported(plan, AT_ONCE, rate_per_s))
     assert {d: max(1, min(100, n)) for d, n in wanted.items()} == {
-        p.deployment: wanted_by_reach(plan, p, rate_per_s, scaling) for p in plan.placements
+        p.deployment: wanted_by_reach(plan, p, rate_per_s, AT_ONCE) for p in plan.placements
     }
 
 
+def test_two_routers_have_twice_the_load() -> None:
+    plan = aws_plan()
+    one, other = (reported(plan, AT_ONCE, 3000, router) for router in ("a", "b"))
+    wanted, _ = decided(plan, AT_ONCE, {name: one[name] | other[name] for name in one})
+    large = plan.placements[-1]
+    assert wanted[large.deployment] == wanted_by_reach(plan, large, 6000.0, AT_ONCE) > 1
+
+
+def test_a_plan_that_is_changed_live_counts_from_then_on() -> None:
+    plan, work = aws_plan(), Work()
+    stats = plan.stats.model_copy(update={"calls": {**plan.stats.calls, "large": 1.0}})
+    work.follow(plan, AT_ONCE)
+    work.arrived(100)
+    before = dict(work.report)
+    work.follow(plan.model_copy(update={"stats": stats}), AT_ONCE)
+    assert work.report == before
+    work.arrived(100)
+    (name,) = [n for n in before if n.endswith(plan.placements[-1].deployment)]
+    assert work.report[name] - before[name] == pytest.approx(before[name] / upper_calls(0.25, 200, 0.95))
+
+
 def test_without_news_of_the_load_everything_stays() -> None:
-    wanted, _ = decided(Scaling(upscale_delay_s=0.0, downscale_delay_s=0.0), None)
+    wanted, _ = decided(aws_plan(), AT_ONCE, {})
     assert set(wanted.values()) == {2}
 
 
 def test_serve_holds_a_change_back_for_the_delay() -> None:
-    wanted, state = decided(Scaling(upscale_delay_s=30.0), 12345.0)
+    scaling, plan = Scaling(upscale_delay_s=30.0), aws_plan()
+    wanted, state = decided(plan, scaling, reported(plan, scaling, 12345))
     assert set(wanted.values()) == {2}
-    assert all(s for d, s in state.items() if d != "router")
+    assert all(s for d, s in state.items() if d != ROUTER)
 
 
-def test_the_policy_is_a_class_that_serve_makes_with_its_arguments() -> None:
-    assert application_policy(aws_plan(), Scaling(policy="ongoing")) is None
-    assert callable(Reach(router="router", busy_s_per_query={}, target_utilisation=0.6))
+def test_serves_default_policy_needs_no_name() -> None:
+    assert application_policy(Scaling(policy="ongoing")) is None
 
 
 # --- The router follows --------------------------------------------------------------------------------------------------------
@@ -267,3 +297,29 @@ def test_scaling_is_a_file_and_a_part_of_a_scenario(tmp_path: Any) -> None:
         (tmp_path / "scaling.yaml").write_text(to_yaml({"kind": "scaling", "version": 1, **wrong}))
         with pytest.raises(InvalidInput, match=told):
             read(tmp_path / "scaling.yaml", Scaling)
+
+
+def test_build_writes_scaling_into_every_file_that_deploys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "plan.yaml", aws_plan())
+    write(tmp_path / "scaling.yaml", Scaling(max_replicas=3))
+    command = ["build", str(tmp_path / "plan.yaml"), "--uncertified", "--scaling", str(tmp_path / "scaling.yaml"), "-o"]
+    assert run([*command, str(tmp_path / "deploy")]) == 0
+    assert "max_replicas 3 is more than the plan's nodes hold" in capsys.readouterr().err
+    config = yaml.safe_load((tmp_path / "deploy/serve.yaml").read_text())
+    (application,) = config["applications"]
+    assert application["autoscaling_policy"] == application_policy(Scaling())
+    assert CascadeArgs.model_validate(application["args"]).scaling == Scaling(max_replicas=3)
+    service = yaml.safe_load((tmp_path / "deploy/rayservice.yaml").read_text())
+    assert yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]["scaling"]["max_replicas"] == 3
+    assert run([*command, str(tmp_path / "new.yaml"), "--live", str(tmp_path / "deploy/serve.yaml")]) == 2
+    assert "with --live" in capsys.readouterr().err
+
+
+def test_the_application_scales_members_and_has_the_router_report() -> None:
+    plan = aws_plan()
+    for scaling, routers in ((Scaling(), True), (Scaling(policy="ongoing"), False)):
+        router = build(CascadeArgs(plan=plan, scaling=scaling))._bound_deployment
+        assert (router._deployment_config.autoscaling_config is not None) == routers
+        for handle in router.init_args[2].values():
+            configured = handle._bound_deployment._deployment_config.autoscaling_config
+            assert (configured.min_replicas, configured.max_replicas) == (1, 100)
