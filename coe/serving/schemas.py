@@ -9,11 +9,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A described object, which has no other fields."""
+
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
 
-class Prediction(_Part):
+class Prediction(Part):
     """What one item was answered."""
 
     id: str
@@ -24,20 +26,20 @@ class Prediction(_Part):
     degraded: bool = Field(description="A vote was missing.")
 
 
-class NoPrediction(_Part):
+class NoPrediction(Part):
     """An item that no member answered."""
 
     id: str
     error: str
 
 
-class Predictions(_Part):
+class Predictions(Part):
     """Answers in the order of the request."""
 
     answers: list[Prediction | NoPrediction]
 
 
-class FieldError(_Part):
+class FieldError(Part):
     """One mistake in a request."""
 
     field: str
@@ -45,45 +47,45 @@ class FieldError(_Part):
     found: str
 
 
-class Refusal(_Part):
+class Refusal(Part):
     """Every mistake found."""
 
     errors: list[FieldError]
 
 
-class Failure(_Part):
+class Failure(Part):
     """Why there is no answer."""
 
     error: str
 
 
-class V2Refusal(_Part):
+class V2Refusal(Part):
     """The protocol's text, and every mistake by field."""
 
     error: str
     errors: list[FieldError] = []
 
 
-class Health(_Part):
+class Health(Part):
     """Whether the router runs."""
 
     status: str
 
 
-class Ready(_Part):
+class Ready(Part):
     """Whether every tier can form its quorum."""
 
     status: str
     missing: list[str]
 
 
-class V2Live(_Part):
+class V2Live(Part):
     """Whether the router runs."""
 
     live: bool
 
 
-class V2Ready(_Part):
+class V2Ready(Part):
     """Whether every tier can form its quorum."""
 
     ready: bool
@@ -96,7 +98,7 @@ class V2ModelReady(V2Ready):
     name: str
 
 
-class V2Server(_Part):
+class V2Server(Part):
     """What serves."""
 
     name: str
@@ -104,7 +106,7 @@ class V2Server(_Part):
     extensions: list[str]
 
 
-class V2TensorMetadata(_Part):
+class V2TensorMetadata(Part):
     """One tensor of a model; -1 is the number of items."""
 
     name: str
@@ -112,7 +114,7 @@ class V2TensorMetadata(_Part):
     shape: list[int]
 
 
-class V2Model(_Part):
+class V2Model(Part):
     """The cascade as a model."""
 
     name: str
@@ -122,13 +124,13 @@ class V2Model(_Part):
     outputs: list[V2TensorMetadata]
 
 
-class V2OutputParameters(_Part):
+class V2OutputParameters(Part):
     """Of an output that follows the JSON in binary."""
 
     binary_data_size: int
 
 
-class V2Output(_Part):
+class V2Output(Part):
     """One output, an element per item; `data` is absent where it follows in binary."""
 
     name: str
@@ -138,7 +140,7 @@ class V2Output(_Part):
     parameters: V2OutputParameters | None = None
 
 
-class V2Response(_Part):
+class V2Response(Part):
     """The outputs asked for."""
 
     model_name: str
