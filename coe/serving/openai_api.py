@@ -14,13 +14,11 @@ from pydantic import Field
 from coe.errors import InvalidInput
 from coe.records import Answer
 from coe.router.queries import Overloaded
-from coe.serving import chat, schemas
+from coe.serving import chat, schemas, v2
 from coe.serving.headers import answer_headers
 from coe.serving.http_api import asked_timeout_s, retry_after
 from coe.serving.refusals import openai_error
 from coe.serving.service import Service, body_of, status_of, visit_of
-from coe.serving.v2 import VERSION_CHARS
-from coe.types import Plan
 
 
 class OpenAIApi:
@@ -31,17 +29,11 @@ class OpenAIApi:
         self._service = service
         self._clock = clock
         self._since_s = clock()
-        self._known: tuple[Plan, str] = (service.plan, service.plan.fingerprint())
+        self._served = v2.Served(lambda: service.plan)
 
     @property
     def _name(self) -> str:
         return self._service.plan.cascade.name
-
-    def _fingerprint(self, plan: Plan) -> str:
-        """The start of the fingerprint of the plan in service."""
-        if self._known[0] is not plan:
-            self._known = plan, plan.fingerprint()
-        return self._known[1][:VERSION_CHARS]
 
     async def models(self) -> Response:
         """The one model there is."""
@@ -80,7 +72,7 @@ class OpenAIApi:
             answer,
             asked,
             model=plan.cascade.name,
-            fingerprint=self._fingerprint(plan),
+            fingerprint=self._served.now.version,
             request_id=visit.request_id,
             classes=plan.pool.classes,
             now_s=self._clock(),

@@ -66,6 +66,22 @@ class Model:
         }
 
 
+class Served:
+    """The cascade that is in service, which changes with the plan."""
+
+    def __init__(self, plan: Callable[[], Plan]) -> None:
+        self._plan = plan
+        self._known: tuple[Plan, Model] = (plan(), Model.of(plan()))
+
+    @property
+    def now(self) -> Model:
+        """The model of the plan in service."""
+        plan = self._plan()
+        if self._known[0] is not plan:
+            self._known = plan, Model.of(plan)
+        return self._known[1]
+
+
 @dataclass(frozen=True)
 class Inference:
     """A request as understood: items by id, how long it waits, and which outputs it wants, each binary or not."""
@@ -82,14 +98,24 @@ def parsed(body: bytes, header: str | None, model: Model, fresh_ids: Iterator[st
     Raises `InvalidInput` naming the field of the first mistake, `TooLarge` for more than `max_items`.
     """
     text, binary = v2_binary.split(body, header)
-    data = _object("body", parsed_json(text), required={"inputs"}, optional={"id", "parameters", "outputs"})
+    return understood(parsed_json(text), binary, header is not None, model, fresh_ids, max_items)
+
+
+def understood(
+    request: Any, binary: bytes, is_framed: bool, model: Model, fresh_ids: Iterator[str], max_items: int
+) -> Inference:
+    """A request from the value of its JSON, whose tensors may have arrays as `data`, and the bytes behind it.
+
+    is_framed: whether it was said where the JSON ends. Raises as `parsed`.
+    """
+    data = _object("body", request, required={"inputs"}, optional={"id", "parameters", "outputs"})
     request_id = data.get("id")
     if request_id is not None:
         check_id("id", request_id)
     known = {"timeout", "binary_data_output"}
     parameters = _object("parameters", data.get("parameters", {}), required=set(), optional=known)
     all_binary = _flag("parameters.binary_data_output", parameters.get("binary_data_output", False))
-    batch = _batch(data["inputs"], binary, header is not None, model, max_items)
+    batch = _batch(data["inputs"], binary, is_framed, model, max_items)
     names = [next(fresh_ids) for _ in batch] if request_id is None else _ids(request_id, len(batch))
     return Inference(
         request_id,
@@ -224,6 +250,17 @@ def inference_body(inference: Inference, answers: Sequence[Answer], model: Model
         told["id"] = inference.request_id
     text = json.dumps(told, separators=(",", ":")).encode()
     return b"".join([text, *binary]), len(text) if binary else None
+
+
+def unknown(model: Model, name: str, version: str) -> str:
+    """Why a request for another model or version has no answer."""
+    return f"only model {model.name}, version {model.version}, is served here; asked for {name}, version {version}"
+
+
+def unanswered(answers: Sequence[object]) -> str:
+    """Why a request of which an item got no answer has none."""
+    rows = [str(row) for row, a in enumerate(answers) if not isinstance(a, Answer)]
+    return f"no member answered {len(rows)} of {len(answers)} items: rows {', '.join(rows)}"
 
 
 def v2_error_body(error: InvalidInput) -> dict[str, Any]:

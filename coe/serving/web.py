@@ -25,10 +25,12 @@ def application(
     log: logging.Logger | None = None,
     clock: Callable[[], float] = time.monotonic,
     names_responses: bool = True,
+    gate: Gate | None = None,
 ) -> FastAPI:
     """The web application of a service. Raises `InvalidInput` where its tokens cannot be read.
 
     log: where the access log goes if there is one; standard error by default.   names_responses: as for `Door`.
+    gate: one that other protocols share; by default one of its own.
     """
     access = service.access
     api = FastAPI(
@@ -46,7 +48,8 @@ def application(
     api.add_exception_handler(HTTPException, _told_by_the_framework)
     api.add_exception_handler(Exception, _fault)
     sink = (log or access_logger()) if access.access_log else None
-    api.add_middleware(Door, gate=Gate(access, clock), log=sink, clock=clock, names_responses=names_responses)
+    gate = gate or Gate(access, clock)
+    api.add_middleware(Door, gate=gate, log=sink, clock=clock, names_responses=names_responses)
     if access.tokens is not None:
         _demand_tokens(api)
     return api
