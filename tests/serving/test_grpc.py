@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC with Triton's own client: behind a plain gRPC server, and behind Ray Serve's."""
+"""The Open Inference Protocol over gRPC with Triton's own client: behind a plain gRPC server. `test_service` has Ray Serve's."""
 
 from __future__ import annotations
 
@@ -15,36 +15,26 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import ray
 import tritonclient.grpc as triton
-import yaml
 from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ray import serve
-from ray.serve._private.api import serve_start
-from ray.serve.config import HTTPOptions, gRPCOptions
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.config import gRPCOptions
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from coe import files
 from coe.cascade.evaluate import route
 from coe.errors import InvalidInput
-from coe.files import to_yaml, write_predictions
 from coe.router.queries import Overloaded
 from coe.serving import v2
 from coe.serving.auth import hashed
 from coe.serving.build import serve_config
-from coe.serving.cluster import ClusterState, free_port
 from coe.serving.door import Gate
-from coe.serving.ready import wait_until_running
 from coe.serving.service import Service
 from coe.serving.v2_messages import CLASSES, MESSAGES, METHODS, SERVICE, add_servicer
 from coe.serving.v2_rpc import V2Methods, V2Rpc, address_of, inference
-from coe.types import Access, BearerTokens, Fleet
-from tests import factories
-from tests.serving.test_service import table_plan
+from coe.types import Access, BearerTokens
 from tests.serving.web_case import NAME, SHAPE, TABLE, FakeRouter, items, planned
 
 OUTPUTS = ("label", "answer", "score", "tier", "degraded")
@@ -122,23 +112,18 @@ def tensor(batch: np.ndarray, name: str = "input", datatype: str = "FP32") -> tr
     return made
 
 
-def check_like_evaluation(got: triton.InferResult, plan: Any, table: Any, rows: int) -> None:
-    """Every output is what the evaluation of the table predicts."""
-    expected = route(plan.cascade, table)
+def test_triton_gets_the_answers_that_the_evaluation_predicts(client: triton.InferenceServerClient) -> None:
+    got = client.infer(NAME, [tensor(items(40))], request_id="r1")
+    expected = route(planned().cascade, TABLE)
     answer = got.as_numpy("answer")
-    assert answer.tolist() == expected.answer[:rows].tolist()
-    assert got.as_numpy("tier").tolist() == expected.tier[:rows].tolist()
+    assert answer.tolist() == expected.answer[:40].tolist()
+    assert got.as_numpy("tier").tolist() == expected.tier[:40].tolist()
     assert set(got.as_numpy("tier").tolist()) == {0, 1}
-    assert [label.decode() for label in got.as_numpy("label").tolist()] == [table.classes[a] for a in answer]
+    assert [label.decode() for label in got.as_numpy("label").tolist()] == [TABLE.classes[a] for a in answer]
     assert not got.as_numpy("degraded").any()
     assert (got.as_numpy("score") > 0).all()
     types = {name: got.as_numpy(name).dtype for name in OUTPUTS}
     assert types == {"label": object, "answer": np.int64, "score": np.float32, "tier": np.int32, "degraded": np.bool_}
-
-
-def test_triton_gets_the_answers_that_the_evaluation_predicts(client: triton.InferenceServerClient) -> None:
-    got = client.infer(NAME, [tensor(items(40))], request_id="r1")
-    check_like_evaluation(got, planned(), TABLE, 40)
     assert (got.get_response().model_name, got.get_response().id) == (NAME, "r1")
 
 
@@ -440,50 +425,3 @@ def test_the_config_listens_only_where_it_is_asked_to() -> None:
     assert [f.__name__ for f in gRPCOptions(**told).grpc_servicer_func_callable] == ["add_servicer"]
     with pytest.raises(InvalidInput, match="must be another port than that of HTTP"):
         serve_config(planned(), ledger_dir=None, port=8000, grpc_port=8000)
-
-
-@pytest.mark.serving
-def test_triton_reaches_the_routers_through_ray_serve(
-    fleet_cluster: ClusterState, test_fleet: Fleet, ray_session: str, tmp_path: Path
-) -> None:
-    """The service as `coe build --grpc-port` deploys it."""
-    assert ray_session == fleet_cluster.address
-    table = factories.table(n=480)
-    write_predictions(tmp_path / "predictions.npz", table)
-    found = table_plan(table, tmp_path / "predictions.npz", test_fleet)
-    port, grpc_port = free_port(), free_port()
-    text = to_yaml(serve_config(found, ledger_dir=None, port=port, grpc_port=grpc_port))
-    config = ServeDeploySchema.model_validate(yaml.safe_load(text))
-    client = serve_start(
-        http_options=HTTPOptions(host="127.0.0.1", port=port),
-        grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
-    )
-    try:
-        client.deploy_apps(config)
-        wait_until_running(fleet_cluster.address, 90)
-        assert ray.is_initialized()
-        with triton.InferenceServerClient(f"127.0.0.1:{grpc_port}") as asking:
-            wait_until_live(asking)
-            assert asking.is_server_ready()
-            assert asking.is_model_ready(found.cascade.name)
-            assert list(asking.get_model_metadata(found.cascade.name).inputs[0].shape) == [-1, 1]
-            rows = np.arange(60, dtype=np.float32)[:, None]
-            got = asking.infer(found.cascade.name, [tensor(rows)], request_id="rows")
-            check_like_evaluation(got, found, table, 60)
-            status, told = failure(lambda: asking.infer(found.cascade.name, [tensor(rows[:, :, None])]))
-            assert (status, "inputs[0].shape: must be [-1, 1]" in told) == ("INVALID_ARGUMENT", True)
-    finally:
-        serve.shutdown()
-
-
-def wait_until_live(client: triton.InferenceServerClient, timeout_s: float = 20.0) -> None:
-    """Return when the port answers; the proxy opens it a moment after the application runs."""
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        try:
-            assert client.is_server_live()
-            return
-        except InferenceServerException:
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(0.2)
