@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from tritonclient.utils import InferenceServerException
 
 from coe import files
 from coe.cascade.evaluate import route
+from coe.cli.main import run
 from coe.errors import InvalidInput
 from coe.router.queries import Overloaded
 from coe.serving import v2
@@ -308,6 +310,14 @@ def test_the_address_of_a_peer(peer: str, address: str) -> None:
     assert address_of(peer) == address
 
 
+def test_the_example_of_the_docs_prints_what_it_says(service: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[2] / "docs/protocols.md").read_text(encoding="utf-8")
+    (example,) = [block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "triton" in block]
+    exec(example, {"GRPC": service.address, "NAME": NAME})
+    promised = [line.rsplit("# ", 1)[1] for line in example.splitlines() if line.startswith("print(")]
+    assert capsys.readouterr().out.splitlines() == promised
+
+
 # --- The wire ---------------------------------------------------------------------------------------------------------
 
 
@@ -425,3 +435,12 @@ def test_the_config_listens_only_where_it_is_asked_to() -> None:
     assert [f.__name__ for f in gRPCOptions(**told).grpc_servicer_func_callable] == ["add_servicer"]
     with pytest.raises(InvalidInput, match="must be another port than that of HTTP"):
         serve_config(planned(), ledger_dir=None, port=8000, grpc_port=8000)
+
+
+def test_coe_build_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files.write(tmp_path / "plan.yaml", planned())
+    command = ["build", str(tmp_path / "plan.yaml"), "--uncertified", "-o", str(tmp_path / "serve.yaml")]
+    assert run([*command, "--grpc-port", "9001"]) == 0
+    assert files.yaml_mapping(tmp_path / "serve.yaml")["grpc_options"]["port"] == 9001
+    assert run([*command, "--grpc-port", "8000"]) == 2
+    assert "--grpc-port: must be another port than that of HTTP" in capsys.readouterr().err
