@@ -240,6 +240,8 @@ def completion(
             "class": answer.answer,
             "tier": answer.tier,
             "score": answer.score,
+            "agreed": answer.agreed,
+            "voted": answer.voted,
             "degraded": answer.degraded,
             "ignored": list(chat.ignored),
         },

@@ -164,6 +164,8 @@ class Extension(schemas.Part):
     class_: int = Field(alias="class", ge=0, description="Index of the class.")
     tier: int = Field(ge=0, description="Index of the tier that answered; 0 is the first.")
     score: float
+    agreed: int = Field(ge=0, description="Members that voted for the answer.")
+    voted: int = Field(ge=0, description="Members that had voted for anything when it was given.")
     degraded: bool = Field(description="A vote was missing.")
     ignored: list[str] = Field(description="Parameters of the request that had no effect.")
 

@@ -67,6 +67,9 @@ def test_the_client_gets_the_answers_that_the_evaluation_predicts(client: OpenAI
         assert (choice.message.role, choice.finish_reason) == ("assistant", "stop")
         coe = got.model_extra["coe"]
         assert (coe["class"], coe["tier"]) == (expected.answer[row], expected.tier[row])
+        voters = planned(is_text=True).cascade.tiers[coe["tier"]].members
+        votes = [int(TABLE.answers[row, TABLE.members.index(member)]) for member in voters]
+        assert (coe["agreed"], coe["voted"]) == (votes.count(expected.answer[row]), len(votes))
         assert coe["score"] > 0
         assert (coe["degraded"], coe["ignored"]) == (False, [])
         tiers.add(coe["tier"])
@@ -87,7 +90,7 @@ def test_a_text_arrives_as_it_was_sent(service: Served, client: OpenAI) -> None:
     )
     assert with_id.headers["x-request-id"] == "mine-1"
     assert with_id.parse().id == "chatcmpl-mine-1"
-    assert with_id.headers["x-coe-tier"] in {"0", "1"}
+    assert (with_id.headers["x-coe-tier"], with_id.headers["x-coe-votes"]) in {("0", "3/3"), ("1", "1/1")}
     assert service.router.ids[-1] == "mine-1", "ledger, access log and client speak of one id"
 
 
@@ -223,6 +226,7 @@ def test_a_full_house_and_silent_members_are_503(calm: Served, client: OpenAI) -
     assert (caught.value.status_code, caught.value.code) == (503, "unanswered")
     calm.router.down = {"small"}
     got = client.chat.completions.create(model=NAME, messages=[user("3")])
+    assert got.model_extra["coe"]["voted"] == 1, "one of the first tier's three is down, so the last tier answers"
     assert got.model_extra["coe"]["degraded"] is (got.model_extra["coe"]["tier"] == 0)
 
 
