@@ -16,11 +16,12 @@ from typing import Any
 
 from coe.errors import InvalidInput, Problem
 from coe.records import Answer
-from coe.serving.http_api import parsed_json, refused, shown
+from coe.serving.http_api import class_name, parsed_json, refused, shown
 
 JsonSchema = dict[str, Any]
 
 MAX_LABEL_CHARS = 512
+NO_ANSWER = "the members gave no answer that is one of the classes"
 
 
 class Unsupported(InvalidInput):
@@ -223,12 +224,13 @@ def _unsupported(where: str, rule: str, found: str = "") -> Unsupported:
 def completion(
     answer: Answer, chat: Chat, *, model: str, fingerprint: str, request_id: str, classes: Sequence[str], now_s: float
 ) -> dict[str, Any]:
-    """The body of a response.
+    """The body of a response. Where all members that were heard abstained, the message is a refusal.
 
     It has no `usage`: a batch is billed as one call per member, and calls that nobody waits for any more end after the answer;
     so what one request took is not known when it is answered. The ledger has the sums.
     """
-    message = {"role": "assistant", "content": classes[answer.answer], "refusal": None}
+    content = class_name(answer.answer, classes)
+    message = {"role": "assistant", "content": content, "refusal": NO_ANSWER if content is None else None}
     return {
         "id": f"chatcmpl-{request_id}",
         "object": "chat.completion",

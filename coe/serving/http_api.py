@@ -3,7 +3,8 @@
     {"items": [{"id": "optional", "input": [[...]]}, ...]}
     {"answers": [{"id", "answer", "class", "tier", "score", "degraded"}, ...]}
 
-`class` is the index of the answer in the pool's classes, `tier` the index of the tier that answered (0 is the first).
+`class` is the index of the answer in the pool's classes, `tier` the index of the tier that answered (0 is the first). Where all
+members that were heard abstained, `answer` is null and `class` is -2, as in tables and ledgers.
 """
 
 from __future__ import annotations
@@ -139,12 +140,17 @@ def answer_body(names: Sequence[str], answers: Sequence[Answer | Unanswered], cl
     return {"answers": [_answer(name, answer, classes) for name, answer in zip(names, answers, strict=True)]}
 
 
+def class_name(answer: int, classes: Sequence[str]) -> str | None:
+    """The class that was answered; None where all members that were heard abstained."""
+    return classes[answer] if answer >= 0 else None
+
+
 def _answer(name: str, answer: Answer | Unanswered, classes: Sequence[str]) -> dict[str, Any]:
     if isinstance(answer, Unanswered):
         return {"id": name, "error": "no member answered"}
     return {
         "id": name,
-        "answer": classes[answer.answer],
+        "answer": class_name(answer.answer, classes),
         "class": answer.answer,
         "tier": answer.tier,
         "score": answer.score,

@@ -145,8 +145,8 @@ class Message(schemas.Part):
     """The answer."""
 
     role: str
-    content: str = Field(description="Name of the class.")
-    refusal: None
+    content: str | None = Field(description="Name of the class; null where the members abstained.")
+    refusal: str | None = Field(description="That the members abstained.")
 
 
 class Choice(schemas.Part):
@@ -161,7 +161,7 @@ class Choice(schemas.Part):
 class Extension(schemas.Part):
     """How the answer came about."""
 
-    class_: int = Field(alias="class", ge=0, description="Index of the class.")
+    class_: int = Field(alias="class", ge=-2, description="Index of the class; -2 where the members abstained.")
     tier: int = Field(ge=0, description="Index of the tier that answered; 0 is the first.")
     score: float
     agreed: int = Field(ge=0, description="Members that voted for the answer.")

@@ -19,8 +19,8 @@ class Prediction(Part):
     """What one item was answered."""
 
     id: str
-    answer: str = Field(description="Name of the class.")
-    class_: int = Field(alias="class", ge=0, description="Index of the class.")
+    answer: str | None = Field(description="Name of the class; null where the members abstained.")
+    class_: int = Field(alias="class", ge=-2, description="Index of the class; -2 where the members abstained.")
     tier: int = Field(ge=0, description="Index of the tier that answered; 0 is the first.")
     score: float
     degraded: bool = Field(description="A vote was missing.")

@@ -1,7 +1,8 @@
 """The Open Inference Protocol, version 2 (REST): what comes in as items, what goes out as tensors. Without the web.
 
 The cascade is the model. It has one input, `input` (FP32, [-1, *item shape]), and one element per item in each of its outputs:
-`label` (BYTES, the class's name), `answer` (INT64, its index), `score` (FP32), `tier` (INT32) and `degraded` (BOOL). The
+`label` (BYTES, the class's name), `answer` (INT64, its index), `score` (FP32), `tier` (INT32) and `degraded` (BOOL). Where all
+members that were heard abstained, the label is empty and the index -2. The
 request parameter `timeout` is in microseconds, as in Triton. What the protocol offers beyond this is refused, never ignored.
 
 https://github.com/open-inference/open-inference-protocol, and Triton's extension_binary_data.md
@@ -20,7 +21,7 @@ import numpy as np
 from coe.errors import InvalidInput
 from coe.records import Answer
 from coe.serving import v2_binary
-from coe.serving.http_api import check_finite, check_id, error_body, numbers, parsed_json, refused, shown
+from coe.serving.http_api import check_finite, check_id, class_name, error_body, numbers, parsed_json, refused, shown
 from coe.serving.limits import check_count
 from coe.types import Plan
 
@@ -30,7 +31,7 @@ VERSION_CHARS = 12
 Column = Callable[[Answer, Sequence[str]], object]
 
 OUTPUTS: Mapping[str, tuple[str, Column]] = {
-    "label": ("BYTES", lambda answer, classes: classes[answer.answer]),
+    "label": ("BYTES", lambda answer, classes: class_name(answer.answer, classes) or ""),
     "answer": ("INT64", lambda answer, _: answer.answer),
     "score": ("FP32", lambda answer, _: float(np.float32(answer.score))),
     "tier": ("INT32", lambda answer, _: answer.tier),

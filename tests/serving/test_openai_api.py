@@ -24,7 +24,7 @@ from coe.errors import InvalidInput
 from coe.router.queries import Overloaded
 from coe.serving import chat
 from coe.serving.auth import hashed
-from coe.types import Access, BearerTokens
+from coe.types import ABSTAINED, Access, BearerTokens
 from tests.serving.web_case import NAME, TABLE, Served, planned, served
 
 MAX_BYTES = 5_000
@@ -40,7 +40,7 @@ def service() -> Iterator[Served]:
 def calm(service: Served) -> Iterator[Served]:
     """The service, whose faults end with the test."""
     yield service
-    service.router.down, service.router.fault = set(), None
+    service.router.down, service.router.abstaining, service.router.fault = set(), set(), None
 
 
 def client_of(service: Served, key: str = "any") -> OpenAI:
@@ -228,6 +228,18 @@ def test_a_full_house_and_silent_members_are_503(calm: Served, client: OpenAI) -
     got = client.chat.completions.create(model=NAME, messages=[user("3")])
     assert got.model_extra["coe"]["voted"] == 1, "one of the first tier's three is down, so the last tier answers"
     assert got.model_extra["coe"]["degraded"] is (got.model_extra["coe"]["tier"] == 0)
+
+
+def test_members_without_an_answer_refuse(calm: Served, client: OpenAI) -> None:
+    calm.router.abstaining = {"small", "middle", "other", "large"}
+    got = client.chat.completions.create(model=NAME, messages=[user("3")])
+    message, coe = got.choices[0].message, got.model_extra["coe"]
+    assert (message.content, message.refusal) == (None, chat.NO_ANSWER)
+    assert (coe["class"], coe["agreed"], coe["voted"]) == (ABSTAINED, 0, 0)
+    calm.router.abstaining = {"large"}
+    rows = [row for row in range(30) if route(planned(is_text=True).cascade, TABLE).tier[row] == 1]
+    got = client.chat.completions.create(model=NAME, messages=[user(str(rows[0]))])
+    assert got.choices[0].message.content is None, "the last tier was asked, and has the last word"
 
 
 def test_the_wait_is_the_clients(service: Served, client: OpenAI) -> None:

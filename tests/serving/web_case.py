@@ -58,6 +58,8 @@ class FakeRouter:
         """Items that reached a member."""
         self.down: set[str] = set()
         """Members whose calls fail."""
+        self.abstaining: set[str] = set()
+        """Members whose replies hold no answer."""
         self.lacking: list[str] = []
         self.fault: Exception | None = None
         """Raised in place of an answer, such as `Overloaded`."""
@@ -73,7 +75,8 @@ class FakeRouter:
             raise RuntimeError("down")
         assert TABLE.probs is not None
         rows = row_numbers(batch) % len(TABLE)
-        return Reply(TABLE.probs[rows.astype(int), TABLE.members.index(where.member)], 0.001, "node-1")
+        probs = TABLE.probs[rows.astype(int), TABLE.members.index(where.member)]
+        return Reply(np.zeros_like(probs) if where.member in self.abstaining else probs, 0.001, "node-1")
 
     async def ask(self, items: Mapping[str, np.ndarray], timeout_s: float) -> list[Answer | Unanswered]:
         """As the router asks its core."""
