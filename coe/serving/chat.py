@@ -16,7 +16,8 @@ from typing import Any
 
 from coe.errors import InvalidInput, Problem
 from coe.records import Answer
-from coe.serving.http_api import class_name, parsed_json, refused, shown
+from coe.serving import schemas
+from coe.serving.http_api import checked_text, class_name, parsed_json, refused, shown
 
 JsonSchema = dict[str, Any]
 
@@ -189,7 +190,7 @@ def _text(messages: Any) -> str:
     content, where = message.get("content"), "messages[0].content"
     if isinstance(content, list):
         content, where = _of_parts(content), f"{where}[0].text"
-    return _checked_text(where, content)
+    return checked_text(where, content)
 
 
 def _of_parts(parts: list[Any]) -> Any:
@@ -206,15 +207,6 @@ def _of_parts(parts: list[Any]) -> Any:
     if set(part) != {"type", "text"}:
         raise refused(f"{where}[0]", "must have the keys 'type' and 'text' and no others", ", ".join(part))
     return part["text"]
-
-
-def _checked_text(where: str, text: Any) -> str:
-    """`text` as an item; NUL ends a text in arrays, and halves of surrogate pairs are no characters."""
-    if not isinstance(text, str) or not text:
-        raise refused(where, "must be a text that is not empty", shown(text))
-    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
-        raise refused(where, "must hold no NUL and no half of a surrogate pair")
-    return text
 
 
 def _unsupported(where: str, rule: str, found: str = "") -> Unsupported:
@@ -257,7 +249,7 @@ def model_entry(name: str, created_s: float) -> dict[str, Any]:
 
 def request_schema(model: str) -> JsonSchema:
     """JSON schema of a request: a second reading of the rules above, for the document that machines read."""
-    text = {"type": "string", "minLength": 1, "pattern": "^[^\\u0000]*$"}
+    text = schemas.TEXT
     part = {
         "type": "object",
         "properties": {"type": {"const": "text"}, "text": text},

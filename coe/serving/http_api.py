@@ -1,6 +1,6 @@
 """The JSON of `POST /predict`: checking what comes in, phrasing what goes out. Knows nothing of Ray or of the web server.
 
-    {"items": [{"id": "optional", "input": [[...]]}, ...]}
+    {"items": [{"id": "optional", "input": [[...]]}, ...]}        or, where items are texts:  "input": "..."
     {"answers": [{"id", "answer", "class", "tier", "score", "degraded"}, ...]}
 
 `class` is the index of the answer in the pool's classes, `tier` the index of the tier that answered (0 is the first). Where all
@@ -19,17 +19,23 @@ import numpy as np
 from coe.errors import InvalidInput, Problem
 from coe.records import Answer
 from coe.router.queries import Overloaded, Unanswered
-from coe.serving.limits import check_count
+from coe.serving.limits import TooLarge, check_count
 
 MAX_ITEMS = 1000
+MAX_TEXT_CHARS = 1_000_000
 MAX_FOUND = 200
 """Characters of what a client sent that an error repeats."""
 
 
 def parsed_items(
-    body: bytes, input_shape: Sequence[int], fresh_ids: Iterator[str], max_items: int = MAX_ITEMS
+    body: bytes,
+    input_shape: Sequence[int],
+    fresh_ids: Iterator[str],
+    max_items: int = MAX_ITEMS,
+    *,
+    is_text: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Id -> float32 array of shape `input_shape`; items without an id take the next of `fresh_ids`.
+    """Id -> float32 array of shape `input_shape`, or array (1,) of str; items without an id take the next of `fresh_ids`.
 
     Raises `InvalidInput` naming the field of the first mistake, `TooLarge` for more than `max_items`.
     """
@@ -44,7 +50,7 @@ def parsed_items(
     check_count("items", len(items), max_items)
     parsed: dict[str, np.ndarray] = {}
     for number, item in enumerate(items):
-        name, array = _parsed_item(f"items[{number}]", item, tuple(input_shape))
+        name, array = _parsed_item(f"items[{number}]", item, tuple(input_shape), is_text)
         name = next(fresh_ids) if name is None else name
         if name in parsed:
             raise refused(f"items[{number}].id", "must be unique within a request", name)
@@ -52,13 +58,15 @@ def parsed_items(
     return parsed
 
 
-def _parsed_item(where: str, item: Any, shape: tuple[int, ...]) -> tuple[str | None, np.ndarray]:
+def _parsed_item(where: str, item: Any, shape: tuple[int, ...], is_text: bool) -> tuple[str | None, np.ndarray]:
     if not isinstance(item, dict) or not {"input"} <= set(item) <= {"id", "input"}:
         found = ", ".join(item) if isinstance(item, dict) else type(item).__name__
         raise refused(where, "must have the key 'input', may have 'id', and nothing else", found)
     name = item.get("id")
     if name is not None:
         check_id(f"{where}.id", name)
+    if is_text:
+        return name, text_item(f"{where}.input", item["input"])
     array = numbers(f"{where}.input", item["input"])
     if array.shape != shape:
         raise refused(f"{where}.input", f"must have shape {shape}", str(array.shape))
@@ -91,6 +99,27 @@ def numbers(where: str, value: Any) -> np.ndarray:
             return array.astype(np.float64).astype(np.float32)
     except (ValueError, TypeError, OverflowError, RecursionError):
         raise refused(where, rule) from None
+
+
+def text_item(where: str, value: Any) -> np.ndarray:
+    """(1,) array of str: an item that is a text, or a list of the one text, as nested lists have it."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return np.array([checked_text(where, value)])
+
+
+def checked_text(where: str, text: Any) -> str:
+    """`text` as an item; NUL ends a text in arrays, and halves of surrogate pairs are no characters.
+
+    Raises `TooLarge` above `MAX_TEXT_CHARS`: in the array of a batch every text takes the place of the longest.
+    """
+    if not isinstance(text, str) or not text:
+        raise refused(where, "must be a text that is not empty", shown(text))
+    if len(text) > MAX_TEXT_CHARS:
+        raise TooLarge(Problem(where, f"must be at most {MAX_TEXT_CHARS} characters", f"{len(text)} characters"))
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise refused(where, "must hold no NUL and no half of a surrogate pair")
+    return text
 
 
 def check_finite(where: str, array: np.ndarray) -> None:

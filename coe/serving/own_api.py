@@ -30,7 +30,7 @@ class OwnApi:
         try:
             timeout_s = asked_timeout_s(request.headers.get("x-request-timeout-ms"))
             body = await body_of(request, access)
-            items = parsed_items(body, pool.input_shape, self._fresh_ids, access.max_items)
+            items = parsed_items(body, pool.input_shape, self._fresh_ids, access.max_items, is_text=pool.is_text)
         except InvalidInput as error:
             return JSONResponse(error_body(error), status_code=status_of(error, 422))
         try:
@@ -60,7 +60,7 @@ class OwnApi:
 
 def mount(api: FastAPI, service: Service) -> None:
     """Add the routes and what the OpenAPI document says of them."""
-    own = OwnApi(service, fresh_ids())
+    own, pool = OwnApi(service, fresh_ids()), service.plan.pool
     api.add_api_route(
         "/predict",
         own.predict,
@@ -76,7 +76,7 @@ def mount(api: FastAPI, service: Service) -> None:
         },
         openapi_extra={
             "requestBody": schemas.json_body(
-                schemas.predict_request(service.plan.pool.input_shape, service.access.max_items)
+                schemas.predict_request(pool.input_shape, service.access.max_items, is_text=pool.is_text)
             ),
             "parameters": [schemas.header("X-Request-Timeout-Ms", schemas.TIMEOUT_MS)],
         },

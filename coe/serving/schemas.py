@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from coe.serving.http_api import MAX_TEXT_CHARS
+
 
 class Part(BaseModel):
     """A described object, which has no other fields."""
@@ -155,11 +157,18 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 TIMEOUT_MS: JsonSchema = {"type": "number", "minimum": 0.001, "description": "Milliseconds that the client waits."}
 
 
-def predict_request(item_shape: Sequence[int], max_items: int) -> JsonSchema:
+TEXT: JsonSchema = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARS, "pattern": "^[^\\u0000]*$"}
+
+
+def predict_request(item_shape: Sequence[int], max_items: int, *, is_text: bool = False) -> JsonSchema:
     """JSON schema of the body of `POST /predict`."""
+    one = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 1}]}
     item = {
         "type": "object",
-        "properties": {"id": {"type": "string", "minLength": 1, "maxLength": 200}, "input": nested(item_shape)},
+        "properties": {
+            "id": {"type": "string", "minLength": 1, "maxLength": 200},
+            "input": one if is_text else nested(item_shape),
+        },
         "required": ["input"],
         "additionalProperties": False,
     }
@@ -167,8 +176,8 @@ def predict_request(item_shape: Sequence[int], max_items: int) -> JsonSchema:
     return {"type": "object", "properties": {"items": items}, "required": ["items"], "additionalProperties": False}
 
 
-def v2_request(item_shape: Sequence[int], max_items: int, outputs: Sequence[str]) -> JsonSchema:
-    """JSON schema of the body of an inference request; `data` has as many numbers as `shape` says, flat or nested."""
+def v2_request(item_shape: Sequence[int], max_items: int, outputs: Sequence[str], datatype: str) -> JsonSchema:
+    """JSON schema of the body of an inference request; `data` has as many values as `shape` says, flat or nested."""
     shape = {"type": "array", "minItems": 1 + len(item_shape), "maxItems": 1 + len(item_shape)}
     shape["prefixItems"] = [
         {"type": "integer", "minimum": 1, "maximum": max_items},
@@ -179,9 +188,9 @@ def v2_request(item_shape: Sequence[int], max_items: int, outputs: Sequence[str]
         "properties": {
             "name": {"const": "input"},
             "shape": shape,
-            "datatype": {"const": "FP32"},
+            "datatype": {"const": datatype},
             "parameters": _closed({"binary_data_size": {"type": "integer", "minimum": 4}}),
-            "data": {"type": "array", "description": "Numbers, flat in row-major order or nested as the shape."},
+            "data": {"type": "array", "description": "Values, flat in row-major order or nested as the shape."},
         },
         "required": ["name", "shape", "datatype"],
         "additionalProperties": False,

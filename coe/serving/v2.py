@@ -1,9 +1,9 @@
 """The Open Inference Protocol, version 2 (REST): what comes in as items, what goes out as tensors. Without the web.
 
-The cascade is the model. It has one input, `input` (FP32, [-1, *item shape]), and one element per item in each of its outputs:
-`label` (BYTES, the class's name), `answer` (INT64, its index), `score` (FP32), `tier` (INT32) and `degraded` (BOOL). Where all
-members that were heard abstained, the label is empty and the index -2. The
-request parameter `timeout` is in microseconds, as in Triton. What the protocol offers beyond this is refused, never ignored.
+The cascade is the model. It has one input, `input` (FP32, [-1, *item shape]; BYTES, [-1, 1], where items are texts), and one
+element per item in each of its outputs: `label` (BYTES, the class's name), `answer` (INT64, its index), `score` (FP32), `tier`
+(INT32) and `degraded` (BOOL). Where all members that were heard abstained, the label is empty and the index -2. The request
+parameter `timeout` is in microseconds, as in Triton. What the protocol offers beyond this is refused, never ignored.
 
 https://github.com/open-inference/open-inference-protocol, and Triton's extension_binary_data.md
 """
@@ -21,7 +21,17 @@ import numpy as np
 from coe.errors import InvalidInput
 from coe.records import Answer
 from coe.serving import v2_binary
-from coe.serving.http_api import check_finite, check_id, class_name, error_body, numbers, parsed_json, refused, shown
+from coe.serving.http_api import (
+    check_finite,
+    check_id,
+    class_name,
+    error_body,
+    numbers,
+    parsed_json,
+    refused,
+    shown,
+    text_item,
+)
 from coe.serving.limits import check_count
 from coe.types import Plan
 
@@ -48,12 +58,18 @@ class Model:
     version: str
     item_shape: tuple[int, ...]
     classes: tuple[str, ...]
+    is_text: bool = False
+
+    @property
+    def datatype(self) -> str:
+        """Of the input."""
+        return "BYTES" if self.is_text else "FP32"
 
     @classmethod
     def of(cls, plan: Plan) -> Model:
         """Named after the cascade; its version is the start of the plan's fingerprint."""
         pool = plan.pool
-        return cls(plan.cascade.name, plan.fingerprint()[:VERSION_CHARS], pool.input_shape, pool.classes)
+        return cls(plan.cascade.name, plan.fingerprint()[:VERSION_CHARS], pool.input_shape, pool.classes, pool.is_text)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -62,7 +78,7 @@ class Model:
             "name": self.name,
             "versions": [self.version],
             "platform": "coe_cascade",
-            "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *self.item_shape]}],
+            "inputs": [{"name": INPUT, "datatype": self.datatype, "shape": [-1, *self.item_shape]}],
             "outputs": [{"name": name, "datatype": datatype, "shape": [-1]} for name, (datatype, _) in OUTPUTS.items()],
         }
 
@@ -131,8 +147,8 @@ def _ids(request_id: str, count: int) -> list[str]:
     return [request_id] if count == 1 else [f"{request_id}.{row}" for row in range(count)]
 
 
-def _batch(inputs: Any, binary: bytes, is_framed: bool, model: Model, max_items: int) -> np.ndarray:
-    """(items, *item shape) float32."""
+def _batch(inputs: Any, binary: bytes, is_framed: bool, model: Model, max_items: int) -> np.ndarray | list[np.ndarray]:
+    """(items, *item shape) float32; of texts a list of arrays (1,), as one array would be as wide as the longest everywhere."""
     if not isinstance(inputs, list) or len(inputs) != 1:
         found = f"{len(inputs)} tensors" if isinstance(inputs, list) else type(inputs).__name__
         raise refused("inputs", f"must be a list of the one tensor '{INPUT}'", found)
@@ -140,14 +156,20 @@ def _batch(inputs: Any, binary: bytes, is_framed: bool, model: Model, max_items:
     tensor = _object(where, inputs[0], required={"name", "shape", "datatype"}, optional={"data", "parameters"})
     if tensor["name"] != INPUT:
         raise refused(f"{where}.name", f"must be '{INPUT}'", shown(tensor["name"]))
-    if tensor["datatype"] != "FP32":
-        raise refused(f"{where}.datatype", "must be FP32", shown(tensor["datatype"]))
+    if tensor["datatype"] != model.datatype:
+        raise refused(f"{where}.datatype", f"must be {model.datatype}", shown(tensor["datatype"]))
     shape = _shape(f"{where}.shape", tensor["shape"], model.item_shape, max_items)
     parameters = _object(f"{where}.parameters", tensor.get("parameters", {}), set(), {"binary_data_size"})
     if "binary_data_size" in parameters:
-        array = _binary_values(where, tensor, parameters["binary_data_size"], binary, is_framed, math.prod(shape))
+        field = _binary_field(where, tensor, parameters["binary_data_size"], binary, is_framed)
+        if model.is_text:
+            return _text_items(where, v2_binary.texts(field, binary), shape[0])
+        array = v2_binary.floats(field, binary, math.prod(shape))
     else:
-        array = _json_values(where, tensor, binary, shape)
+        data = _json_data(where, tensor, binary)
+        if model.is_text:
+            return _text_items(where, data, shape[0])
+        array = _json_values(where, data, shape)
     check_finite(f"{where}.data", array)
     return array.reshape(shape)
 
@@ -161,10 +183,16 @@ def _shape(where: str, shape: Any, item_shape: tuple[int, ...], max_items: int) 
     return tuple(shape)
 
 
-def _binary_values(
-    where: str, tensor: dict[str, Any], size: Any, binary: bytes, is_framed: bool, count: int
-) -> np.ndarray:
-    """(count,) float32 from the bytes behind the JSON."""
+def _text_items(where: str, data: Any, count: int) -> list[np.ndarray]:
+    """The texts of `data`, flat or nested as the shape."""
+    if not isinstance(data, list) or len(data) != count:
+        found = f"{len(data)} values" if isinstance(data, list) else type(data).__name__
+        raise refused(f"{where}.data", f"must hold values for shape [{count}, 1], flat or nested", found)
+    return [text_item(f"{where}.data[{row}]", value) for row, value in enumerate(data)]
+
+
+def _binary_field(where: str, tensor: dict[str, Any], size: Any, binary: bytes, is_framed: bool) -> str:
+    """Which field speaks of the bytes behind the JSON, which must be as long as it says."""
     field = f"{where}.parameters.binary_data_size"
     if not is_framed:
         raise refused(field, f"needs the header {v2_binary.HEADER}")
@@ -172,16 +200,21 @@ def _binary_values(
         raise refused(f"{where}.data", "must not stand beside binary_data_size")
     if type(size) is not int or size != len(binary):
         raise refused(field, f"must be the {len(binary)} bytes that follow the JSON", shown(size))
-    return v2_binary.floats(field, binary, count)
+    return field
 
 
-def _json_values(where: str, tensor: dict[str, Any], binary: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 from `data`, flat or nested as the shape."""
+def _json_data(where: str, tensor: dict[str, Any], binary: bytes) -> Any:
+    """What stands in `data`."""
     if "data" not in tensor:
         raise refused(where, "must have the key 'data', or the parameter 'binary_data_size' with binary data")
     if binary:
         raise refused("body", "must end where the JSON ends, as no tensor is binary", f"{len(binary)} bytes more")
-    array = numbers(f"{where}.data", tensor["data"])
+    return tensor["data"]
+
+
+def _json_values(where: str, data: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """float32 from `data`, flat or nested as the shape."""
+    array = numbers(f"{where}.data", data)
     if array.shape not in (shape, (math.prod(shape),)):
         raise refused(f"{where}.data", f"must hold values for shape {list(shape)}, flat or nested", str(array.shape))
     return array

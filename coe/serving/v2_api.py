@@ -102,7 +102,8 @@ def mount(api: FastAPI, service: Service) -> None:
         413: {"model": schemas.V2Refusal, "description": "Too many bytes or items"},
         503: {"model": schemas.Failure, "description": "Overloaded, or not every item answered"},
     }
-    request = schemas.v2_request(service.plan.pool.input_shape, service.access.max_items, list(v2.OUTPUTS))
+    model = v2.Model.of(service.plan)
+    request = schemas.v2_request(model.item_shape, service.access.max_items, list(v2.OUTPUTS), model.datatype)
     body = schemas.json_body(request)
     body["content"]["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
     framing = [schemas.header(v2_binary.HEADER, {"type": "integer", "minimum": 1})]

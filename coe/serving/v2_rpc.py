@@ -6,7 +6,7 @@ Mistakes name their fields as the protocol's JSON does. Outputs are always raw, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -181,28 +181,46 @@ def inference(request: Message, model: v2.Model, fresh_ids: Iterator[str], max_i
 
 
 def _tensor(tensor: Message) -> dict[str, Any]:
-    """An input as in JSON, with the numbers of its contents."""
+    """An input as in JSON, with the values of its contents."""
     found = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
     if tensor.HasField("contents"):
+        kind = "bytes_contents" if tensor.datatype == "BYTES" else "fp32_contents"
         for field, _ in tensor.contents.ListFields():
-            if field.name != "fp32_contents":
-                raise refused("inputs[0].contents", "may only have the fp32_contents", field.name)
-        found["data"] = np.array(tensor.contents.fp32_contents, dtype=np.float32)
+            if field.name != kind:
+                raise refused("inputs[0].contents", f"may only have the {kind}", field.name)
+        values = getattr(tensor.contents, kind)
+        is_text = tensor.datatype == "BYTES"
+        found["data"] = _decoded(values) if is_text else np.array(values, dtype=np.float32)
     if tensor.parameters:
         found["parameters"] = _parameters("inputs[0].parameters", tensor.parameters)
     return found
 
 
-def _raw(request: Message) -> list[np.ndarray]:
-    """The numbers of the inputs from raw bytes, where all must be."""
+def _decoded(values: Iterable[bytes]) -> list[str]:
+    try:
+        return [value.decode() for value in values]
+    except UnicodeDecodeError as error:
+        raise refused("inputs[0].contents", "must hold texts in UTF-8", str(error)) from None
+
+
+def _raw(request: Message) -> list[np.ndarray | list[str]]:
+    """The values of the inputs from raw bytes, where all must be."""
     raws, inputs = request.raw_input_contents, request.inputs
     if len(raws) != len(inputs) or any(tensor.HasField("contents") for tensor in inputs):
         found = f"{len(raws)} for {len(inputs)} inputs"
         raise refused("raw_input_contents", "must hold the bytes of every input, which then have no contents", found)
-    for number, raw in enumerate(raws):
-        if len(raw) % 4:
-            raise refused(f"raw_input_contents[{number}]", "must be FP32 values of 4 bytes each", f"{len(raw)} bytes")
-    return [np.frombuffer(raw, dtype=v2_binary.DTYPES["FP32"]).astype(np.float32) for raw in raws]
+    return [
+        _raw_values(f"raw_input_contents[{number}]", raw, tensor.datatype)
+        for number, (raw, tensor) in enumerate(zip(raws, inputs, strict=True))
+    ]
+
+
+def _raw_values(where: str, raw: bytes, datatype: str) -> np.ndarray | list[str]:
+    if datatype == "BYTES":
+        return v2_binary.texts(where, raw)
+    if len(raw) % 4:
+        raise refused(where, "must be FP32 values of 4 bytes each", f"{len(raw)} bytes")
+    return np.frombuffer(raw, dtype=v2_binary.DTYPES["FP32"]).astype(np.float32)
 
 
 def _parameters(where: str, parameters: Mapping[str, Message]) -> dict[str, Any]:

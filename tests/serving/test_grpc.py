@@ -59,9 +59,11 @@ class Served:
 
 
 @contextmanager
-def served(access: Access | None = None, log: logging.Logger | None = None) -> Iterator[Served]:
+def served(
+    access: Access | None = None, log: logging.Logger | None = None, *, is_text: bool = False
+) -> Iterator[Served]:
     """The methods behind a gRPC server, in a thread, on a free port."""
-    found, access = planned(), access or Access()
+    found, access = planned(is_text=is_text), access or Access()
     router = FakeRouter(found)
     service = Service(found, access, router.ask, router.is_alive, lambda: router.lacking)
     rpc = V2Rpc(service, Gate(access, time.monotonic), log, time.monotonic)
