@@ -273,8 +273,8 @@ def test_tokens_limits_and_the_log_are_those_of_the_door(tmp_path: Path, caplog:
     assert lines[0]["client"] == "127.0.0.1"
 
 
-def test_trailing_metadata_say_how_far_it_had_to_go(service: Served) -> None:
-    with grpc.insecure_channel(service.address) as channel:
+def test_trailing_metadata_say_how_far_it_had_to_go(calm: Served) -> None:
+    with grpc.insecure_channel(calm.address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         request = service_pb2.ModelInferRequest(model_name=NAME)
         put = request.inputs.add(name="input", datatype="FP32", shape=[1, *SHAPE])
@@ -282,7 +282,7 @@ def test_trailing_metadata_say_how_far_it_had_to_go(service: Served) -> None:
         _, call = stub.ModelInfer.with_call(request, metadata=(("x-request-id", "mine-2"),))
         found = dict(call.trailing_metadata())
         assert (found["x-request-id"], found["x-coe-degraded"]) == ("mine-2", "0")
-        assert found["x-coe-tier"] in {"0", "1"}
+        assert (found["x-coe-tier"], found["x-coe-votes"]) in {("0", "3/3"), ("1", "1/1")}
         put.contents.int_contents.append(1)
         with pytest.raises(grpc.RpcError, match="inputs.0..contents: may only have the fp32_contents"):
             stub.ModelInfer(request)
@@ -292,6 +292,11 @@ def test_trailing_metadata_say_how_far_it_had_to_go(service: Served) -> None:
             stub.ModelInfer(request)
         with pytest.raises(grpc.RpcError, match="message: must be a ModelInferRequest"):
             channel.unary_unary(f"/{SERVICE}/ModelInfer")(b"\xff\xff")
+        del request.raw_input_contents[:]
+        calm.router.fault = Overloaded(1.5)
+        with pytest.raises(grpc.RpcError, match="the queues are full") as caught:
+            stub.ModelInfer(request)
+        assert dict(caught.value.trailing_metadata())["retry-after"] == "2"
 
 
 def test_other_methods_of_triton_are_not_here(client: triton.InferenceServerClient) -> None:
