@@ -42,7 +42,11 @@ class BatchRun:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one query got, and when. `answer` is a class index, `MISSING_VOTE` for a query that failed."""
+    """What one query got, and when. `answer` is a class index, `MISSING_VOTE` for a query that failed.
+
+    agreed, voted: members that voted for the answer, of those that had voted for anything when it was given; both 0 where that
+    is not known, in a simulation or in a ledger from before.
+    """
 
     query_id: str
     arrival_s: float
@@ -52,6 +56,8 @@ class Answer:
     score: float
     degraded: bool
     status: str = "ok"
+    agreed: int = 0
+    voted: int = 0
 
 
 Record = NodeSpan | BatchRun | Answer

@@ -132,6 +132,12 @@ def build(
         typer.Option("--host", help="Address to listen on; 0.0.0.0 for all. By default the loopback if it can be."),
     ] = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            "--grpc-port", min=1, max=65535, help="Listen here for the Open Inference Protocol over gRPC, too."
+        ),
+    ] = None,
     image: Annotated[
         str | None, typer.Option("--image", help="Container image with Ray, coe and the members' packages.")
     ] = None,
@@ -189,6 +195,7 @@ def build(
         scaling=None if scaling is None else _read_scaling(scaling, plan),
         host=address,
         port=port,
+        grpc_port=grpc_port,
     )
     what = f"{len(plan.placements)} deployments and the router"
     if folder is None:

@@ -19,13 +19,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from coe.records import Answer, Record
 from coe.router.queries import Batch, Call, Overloaded, Query, Unanswered
 from coe.router.tier import TierQueue
 from coe.table import Decision
-from coe.types import MISSING_VOTE, Cascade, Placement
+from coe.types import ABSTAINED, MISSING_VOTE, Cascade, Placement
 
 LATE_FACTOR = 2.0
 """A member is late after this many times the latency promise."""
@@ -142,20 +143,26 @@ class RouterCore:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
 
-    def settle(self, number: int, batch: Sequence[Query], decision: Decision) -> None:
-        """Answer what is accepted, pass on the rest; the last tier has no next and falls back."""
+    def settle(self, number: int, batch: Sequence[Query], decision: Decision, votes: Sequence[Sequence[int]]) -> None:
+        """Answer what is accepted, pass on the rest; the last tier has no next and falls back.
+
+        votes: of each query, the answers of the tier's voters, `MISSING_VOTE` and `ABSTAINED` among them.
+        """
         now = self.clock()
         is_last = number == len(self.tiers) - 1
         deferred = []
         for i, query in enumerate(batch):
+            voted_for = int(decision.answer[i])
             answer = Answer(
                 query.query_id,
                 query.arrival_s,
                 now,
                 number,
-                int(decision.answer[i]),
+                voted_for,
                 float(decision.score[i]),
                 bool(decision.degraded[i]),
+                agreed=votes[i].count(voted_for) if voted_for >= 0 else 0,
+                voted=len(votes[i]) - votes[i].count(MISSING_VOTE) - votes[i].count(ABSTAINED),
             )
             if decision.accepted[i]:
                 self._finish(query, answer)
@@ -178,9 +185,7 @@ class RouterCore:
                 query.result.set_exception(Unanswered(query.query_id))
             return
         if answer is query.fallback:
-            answer = Answer(
-                answer.query_id, answer.arrival_s, now, answer.tier, answer.answer, answer.score, True, "fallback"
-            )
+            answer = replace(answer, done_s=now, degraded=True, status="fallback")
         self.record(answer)
         if not query.result.done():  # a client that went away is billed like any other
             query.result.set_result(answer)

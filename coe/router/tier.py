@@ -245,7 +245,7 @@ class TierQueue:
         heard.open[rows] = False
         if self._is_carried:
             self._keep_heard(heard, rows)
-        self._core.settle(self.number, [heard.batch[row] for row in rows], decision)
+        self._core.settle(self.number, [heard.batch[row] for row in rows], decision, outputs.answers[leaves].tolist())
 
     def _keep_heard(self, heard: Hearing, rows: IntArray) -> None:
         """What the tiers to come may carry."""

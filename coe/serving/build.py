@@ -25,6 +25,7 @@ from coe.fleet.setup import Setup
 from coe.prices.catalog import provenance
 from coe.router.changing import changeable
 from coe.serving.scaling_policy import ROUTER, application_policy
+from coe.serving.v2_messages import SERVICER
 from coe.types import Access, Plan, Scaling
 
 IMPORT_PATH = "deployments.app:build"
@@ -39,18 +40,27 @@ def serve_config(
     scaling: Scaling | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
+    grpc_port: int | None = None,
 ) -> dict[str, Any]:
     """What `serve run` deploys. It carries the whole plan, so it needs no file beside it but weights and ledger folder.
 
-    Raises `InvalidInput` for hosted models without a price in the plan, and for node types that cannot be labels.
+    grpc_port: where it also listens for gRPC; None for nowhere.
+
+    Raises `InvalidInput` for hosted models without a price in the plan, for node types that cannot be labels, and for two
+    ports that are one.
     """
+    if grpc_port == port:
+        rule, remedy = "must be another port than that of HTTP", "choose another --grpc-port"
+        raise InvalidInput(Problem("--grpc-port", rule, str(grpc_port), remedy))
+    timeout_s = max(10.0, 10 * plan.workload.latency_s)
     for placement in plan.placements:
         if placement.api is not None:
             plan.api(placement.api)  # refuses what could not be billed
     policy = None if scaling is None else application_policy(scaling)
     config: dict[str, Any] = {
         "proxy_location": "HeadOnly",
-        "http_options": {"host": host, "port": port, "request_timeout_s": max(10.0, 10 * plan.workload.latency_s)},
+        "http_options": {"host": host, "port": port, "request_timeout_s": timeout_s},
+        **({} if grpc_port is None else {"grpc_options": grpc_options(grpc_port, timeout_s)}),
         "applications": [
             {
                 "name": APPLICATION,
@@ -73,6 +83,16 @@ def serve_config(
     for placement in plan.placements:
         replica_options(plan.offer(placement.node_type), placement.share)  # refuses labels that Ray would not take
     return config
+
+
+def grpc_options(port: int, timeout_s: float) -> dict[str, Any]:
+    """The part of `serve.yaml` that has Serve listen for gRPC. Its reflection only finds services in protobuf's default pool."""
+    return {
+        "port": port,
+        "grpc_servicer_functions": [SERVICER],
+        "request_timeout_s": timeout_s,
+        "enable_reflection": False,
+    }
 
 
 def live_config(plan: Plan, deployed: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coe.records import Answer
@@ -22,6 +21,7 @@ from coe.router.queries import Unanswered
 from coe.serving.auth import TokenList
 from coe.serving.headers import request_id
 from coe.serving.limits import Buckets
+from coe.serving.refusals import refusal
 from coe.types import Access
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
@@ -48,6 +48,15 @@ class Visit:
         self.tiers.update(a.tier for a in answered)
 
 
+@dataclass(frozen=True)
+class Turned:
+    """Why a request may not come in: the status of HTTP, a text, and headers."""
+
+    status: int
+    told: str
+    headers: dict[str, str]
+
+
 class Gate:
     """Who may come in, and how often."""
 
@@ -57,7 +66,7 @@ class Gate:
         rate = access.requests_per_s
         self._buckets = None if rate is None else Buckets(rate, access.burst, clock)
 
-    def refusal(self, path: str, authorization: str | None, visit: Visit) -> JSONResponse | None:
+    def refusal(self, path: str, authorization: str | None, visit: Visit) -> Turned | None:
         """401 or 429 for a request that may not come in; None lets it in, under its token's name where there are tokens."""
         if path in OPEN_PATHS:
             return None
@@ -65,13 +74,13 @@ class Gate:
             owner = self._tokens.owner(authorization)
             if owner is None:
                 challenge = 'Bearer realm="coe"' + ("" if authorization is None else ', error="invalid_token"')
-                body = {"error": "a known bearer token is needed: Authorization: Bearer TOKEN"}
-                return JSONResponse(body, status_code=401, headers={"WWW-Authenticate": challenge})
+                told = "a known bearer token is needed: Authorization: Bearer TOKEN"
+                return Turned(401, told, {"WWW-Authenticate": challenge})
             visit.client = owner
         wait_s = 0.0 if self._buckets is None else self._buckets.wait_s(visit.client)
         if wait_s > 0:
-            body = {"error": f"{visit.client} asks too often; try again in {wait_s:.1f} s"}
-            return JSONResponse(body, status_code=429, headers={"Retry-After": str(math.ceil(wait_s))})
+            told = f"{visit.client} asks too often; try again in {wait_s:.1f} s"
+            return Turned(429, told, {"Retry-After": str(math.ceil(wait_s))})
         return None
 
 
@@ -119,15 +128,16 @@ class Door:
             await send(message)
 
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        refusal = self._gate.refusal(path, headers.get("authorization"), visit)
+        turned = self._gate.refusal(path, headers.get("authorization"), visit)
+        answering = self._app if turned is None else refusal(path, turned.told, turned.status, turned.headers)
         try:
-            await (refusal or self._app)(scope, receive, sending)
+            await answering(scope, receive, sending)
         except Exception:
             status = status or 500  # which is sent further out
             raise
         finally:
             if self._log is not None:
-                self._log.info(_line(scope, visit, status, self._clock() - began_s))
+                self._log.info(log_line(scope["method"], scope["path"], visit, status, self._clock() - began_s))
 
 
 def fresh_ids() -> Iterator[str]:
@@ -150,15 +160,15 @@ def access_logger() -> logging.Logger:
     return log
 
 
-def _line(scope: Scope, visit: Visit, status: int, seconds: float) -> str:
+def log_line(method: str, path: str, visit: Visit, status: int, seconds: float) -> str:
     """One line of the access log. Status 0: the connection ended without a response."""
     return json.dumps(
         {
             "time": round(time.time(), 3),
             "request_id": visit.request_id,
             "client": visit.client,
-            "method": scope["method"],
-            "path": scope["path"],
+            "method": method,
+            "path": path,
             "status": status,
             "items": visit.items,
             "tiers": {str(tier): count for tier, count in sorted(visit.tiers.items())},

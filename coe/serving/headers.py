@@ -17,9 +17,15 @@ def request_id(asked: str | None, fresh: str) -> str:
 
 
 def answer_headers(answers: Sequence[Answer | Unanswered]) -> dict[str, str]:
-    """The last tier that answered an item of a request, and how many items lacked a vote or an answer."""
+    """The last tier that answered an item of a request, and how many items lacked a vote or an answer.
+
+    And the votes for the answer with the least agreement, of those that were cast.
+    """
     answered = [a for a in answers if isinstance(a, Answer)]
     headers = {"x-coe-degraded": str(sum(a.degraded for a in answered) + len(answers) - len(answered))}
     if answered:
         headers["x-coe-tier"] = str(max(a.tier for a in answered))
+    if counted := [a for a in answered if a.voted]:
+        least = min(counted, key=lambda a: a.agreed / a.voted)
+        headers["x-coe-votes"] = f"{least.agreed}/{least.voted}"
     return headers

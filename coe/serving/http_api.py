@@ -1,9 +1,10 @@
 """The JSON of `POST /predict`: checking what comes in, phrasing what goes out. Knows nothing of Ray or of the web server.
 
-    {"items": [{"id": "optional", "input": [[...]]}, ...]}
+    {"items": [{"id": "optional", "input": [[...]]}, ...]}        or, where items are texts:  "input": "..."
     {"answers": [{"id", "answer", "class", "tier", "score", "degraded"}, ...]}
 
-`class` is the index of the answer in the pool's classes, `tier` the index of the tier that answered (0 is the first).
+`class` is the index of the answer in the pool's classes, `tier` the index of the tier that answered (0 is the first). Where all
+members that were heard abstained, `answer` is null and `class` is -2, as in tables and ledgers.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import numpy as np
 from coe.errors import InvalidInput, Problem
 from coe.records import Answer
 from coe.router.queries import Overloaded, Unanswered
-from coe.serving.limits import check_count
+from coe.serving.limits import TooLarge, check_count
 
 MAX_ITEMS = 1000
+MAX_TEXT_CHARS = 1_000_000
 MAX_FOUND = 200
 """Characters of what a client sent that an error repeats."""
 
@@ -64,7 +66,7 @@ def _parsed_item(where: str, item: Any, shape: tuple[int, ...], is_text: bool) -
     if name is not None:
         check_id(f"{where}.id", name)
     if is_text:
-        return name, texts(f"{where}.input", [item["input"]] if isinstance(item["input"], str) else item["input"], 1)
+        return name, text_item(f"{where}.input", item["input"])
     array = numbers(f"{where}.input", item["input"])
     if array.shape != shape:
         raise refused(f"{where}.input", f"must have shape {shape}", str(array.shape))
@@ -99,14 +101,25 @@ def numbers(where: str, value: Any) -> np.ndarray:
         raise refused(where, rule) from None
 
 
-def texts(where: str, value: Any, count: int) -> np.ndarray:
-    """A list of `count` JSON strings as an array (count,) of str."""
-    if not isinstance(value, list) or len(value) != count or not all(isinstance(text, str) for text in value):
-        found = f"a list of {len(value)}" if isinstance(value, list) else type(value).__name__
-        raise refused(where, "must be a string" if count == 1 else f"must be a list of {count} strings", found)
-    if any(c == "\0" or "\ud800" <= c <= "\udfff" for text in value for c in text):
-        raise refused(where, "must not hold NUL or halves of surrogate pairs")
-    return np.array(value, dtype=np.str_)
+def text_item(where: str, value: Any) -> np.ndarray:
+    """(1,) array of str: an item that is a text, or a list of the one text, as nested lists have it."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return np.array([checked_text(where, value)])
+
+
+def checked_text(where: str, text: Any) -> str:
+    """`text` as an item; NUL ends a text in arrays, and halves of surrogate pairs are no characters.
+
+    Raises `TooLarge` above `MAX_TEXT_CHARS`: in the array of a batch every text takes the place of the longest.
+    """
+    if not isinstance(text, str) or not text:
+        raise refused(where, "must be a text that is not empty", shown(text))
+    if len(text) > MAX_TEXT_CHARS:
+        raise TooLarge(Problem(where, f"must be at most {MAX_TEXT_CHARS} characters", f"{len(text)} characters"))
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise refused(where, "must hold no NUL and no half of a surrogate pair")
+    return text
 
 
 def check_finite(where: str, array: np.ndarray) -> None:
@@ -156,12 +169,17 @@ def answer_body(names: Sequence[str], answers: Sequence[Answer | Unanswered], cl
     return {"answers": [_answer(name, answer, classes) for name, answer in zip(names, answers, strict=True)]}
 
 
+def class_name(answer: int, classes: Sequence[str]) -> str | None:
+    """The class that was answered; None where all members that were heard abstained."""
+    return classes[answer] if answer >= 0 else None
+
+
 def _answer(name: str, answer: Answer | Unanswered, classes: Sequence[str]) -> dict[str, Any]:
     if isinstance(answer, Unanswered):
         return {"id": name, "error": "no member answered"}
     return {
         "id": name,
-        "answer": classes[answer.answer],
+        "answer": class_name(answer.answer, classes),
         "class": answer.answer,
         "tier": answer.tier,
         "score": answer.score,

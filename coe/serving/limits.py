@@ -27,6 +27,12 @@ async def body_within(chunks: AsyncIterator[bytes], announced: str | None, max_b
     return b"".join(parts)
 
 
+def check_bytes(size: int, max_bytes: int) -> None:
+    """`TooLarge` for a body of more bytes than a request may have."""
+    if size > max_bytes:
+        raise _too_long(max_bytes, str(size))
+
+
 def _too_long(max_bytes: int, found: str) -> TooLarge:
     return TooLarge(Problem("body", f"must be at most {max_bytes} bytes", found))
 

@@ -60,7 +60,7 @@ class OwnApi:
 
 def mount(api: FastAPI, service: Service) -> None:
     """Add the routes and what the OpenAPI document says of them."""
-    own = OwnApi(service, fresh_ids())
+    own, pool = OwnApi(service, fresh_ids()), service.plan.pool
     api.add_api_route(
         "/predict",
         own.predict,
@@ -76,9 +76,7 @@ def mount(api: FastAPI, service: Service) -> None:
         },
         openapi_extra={
             "requestBody": schemas.json_body(
-                schemas.predict_request(
-                    service.plan.pool.input_shape, service.access.max_items, is_text=service.plan.pool.is_text
-                )
+                schemas.predict_request(pool.input_shape, service.access.max_items, is_text=pool.is_text)
             ),
             "parameters": [schemas.header("X-Request-Timeout-Ms", schemas.TIMEOUT_MS)],
         },

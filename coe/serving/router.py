@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,9 +17,11 @@ from coe.errors import InvalidInput, Problem
 from coe.records import Answer
 from coe.router.changing import changeable
 from coe.router.queries import Reply, Unanswered
+from coe.serving.door import Gate, access_logger
 from coe.serving.in_service import InService
 from coe.serving.scaling_policy import Work
 from coe.serving.service import Service
+from coe.serving.v2_rpc import V2Methods, V2Rpc
 from coe.serving.web import application
 from coe.types import Access, Placement, Plan, Scaling
 
@@ -26,8 +29,11 @@ log = logging.getLogger("coe.router")
 
 
 @serve.ingress()  # without an app: each replica builds its own, from its own methods
-class Router:
-    """Answers requests. Built by `coe.serving.app`, which gives it the plan, its limits and a handle per deployment."""
+class Router(V2Methods):
+    """Answers requests, over HTTP and gRPC.
+
+    Built by `coe.serving.app`, which gives it the plan, its limits and a handle per deployment.
+    """
 
     def __init__(
         self,
@@ -45,6 +51,8 @@ class Router:
         self._now = self._fresh(plan)
         self._before: set[asyncio.Task[None]] = set()
         self._service = Service(plan, access, self._ask, self._is_alive, self._missing, self._now.watch)
+        self._gate = Gate(access, time.monotonic)
+        self._rpc = V2Rpc(self._service, self._gate, access_logger() if access.access_log else None, time.monotonic)
 
     def _fresh(self, plan: Plan) -> InService:
         followed: tuple[str, ...] = ()
@@ -55,7 +63,7 @@ class Router:
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls it by this name
         """The web application of this replica."""
-        return application(self._service, names_responses=False)  # Serve names them
+        return application(self._service, names_responses=False, gate=self._gate)  # Serve names them
 
     async def reconfigure(self, config: dict[str, Any] | None, rank: Any = None) -> None:
         """Go over to the plan in `user_config`, live: what has come is answered by the old one, what comes by the new one.

@@ -8,36 +8,40 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from coe.serving.http_api import MAX_TEXT_CHARS
 
-class _Part(BaseModel):
+
+class Part(BaseModel):
+    """A described object, which has no other fields."""
+
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
 
-class Prediction(_Part):
+class Prediction(Part):
     """What one item was answered."""
 
     id: str
-    answer: str = Field(description="Name of the class.")
-    class_: int = Field(alias="class", ge=0, description="Index of the class.")
+    answer: str | None = Field(description="Name of the class; null where the members abstained.")
+    class_: int = Field(alias="class", ge=-2, description="Index of the class; -2 where the members abstained.")
     tier: int = Field(ge=0, description="Index of the tier that answered; 0 is the first.")
     score: float
     degraded: bool = Field(description="A vote was missing.")
 
 
-class NoPrediction(_Part):
+class NoPrediction(Part):
     """An item that no member answered."""
 
     id: str
     error: str
 
 
-class Predictions(_Part):
+class Predictions(Part):
     """Answers in the order of the request."""
 
     answers: list[Prediction | NoPrediction]
 
 
-class FieldError(_Part):
+class FieldError(Part):
     """One mistake in a request."""
 
     field: str
@@ -45,45 +49,45 @@ class FieldError(_Part):
     found: str
 
 
-class Refusal(_Part):
+class Refusal(Part):
     """Every mistake found."""
 
     errors: list[FieldError]
 
 
-class Failure(_Part):
+class Failure(Part):
     """Why there is no answer."""
 
     error: str
 
 
-class V2Refusal(_Part):
+class V2Refusal(Part):
     """The protocol's text, and every mistake by field."""
 
     error: str
     errors: list[FieldError] = []
 
 
-class Health(_Part):
+class Health(Part):
     """Whether the router runs."""
 
     status: str
 
 
-class Ready(_Part):
+class Ready(Part):
     """Whether every tier can form its quorum."""
 
     status: str
     missing: list[str]
 
 
-class V2Live(_Part):
+class V2Live(Part):
     """Whether the router runs."""
 
     live: bool
 
 
-class V2Ready(_Part):
+class V2Ready(Part):
     """Whether every tier can form its quorum."""
 
     ready: bool
@@ -96,7 +100,7 @@ class V2ModelReady(V2Ready):
     name: str
 
 
-class V2Server(_Part):
+class V2Server(Part):
     """What serves."""
 
     name: str
@@ -104,7 +108,7 @@ class V2Server(_Part):
     extensions: list[str]
 
 
-class V2TensorMetadata(_Part):
+class V2TensorMetadata(Part):
     """One tensor of a model; -1 is the number of items."""
 
     name: str
@@ -112,7 +116,7 @@ class V2TensorMetadata(_Part):
     shape: list[int]
 
 
-class V2Model(_Part):
+class V2Model(Part):
     """The cascade as a model."""
 
     name: str
@@ -122,13 +126,13 @@ class V2Model(_Part):
     outputs: list[V2TensorMetadata]
 
 
-class V2OutputParameters(_Part):
+class V2OutputParameters(Part):
     """Of an output that follows the JSON in binary."""
 
     binary_data_size: int
 
 
-class V2Output(_Part):
+class V2Output(Part):
     """One output, an element per item; `data` is absent where it follows in binary."""
 
     name: str
@@ -138,7 +142,7 @@ class V2Output(_Part):
     parameters: V2OutputParameters | None = None
 
 
-class V2Response(_Part):
+class V2Response(Part):
     """The outputs asked for."""
 
     model_name: str
@@ -153,15 +157,17 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 TIMEOUT_MS: JsonSchema = {"type": "number", "minimum": 0.001, "description": "Milliseconds that the client waits."}
 
 
+TEXT: JsonSchema = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARS, "pattern": "^[^\\u0000]*$"}
+
+
 def predict_request(item_shape: Sequence[int], max_items: int, *, is_text: bool = False) -> JsonSchema:
     """JSON schema of the body of `POST /predict`."""
-    text = {"type": "string"}
-    one_text = {"anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": 1}]}
+    one = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 1}]}
     item = {
         "type": "object",
         "properties": {
             "id": {"type": "string", "minLength": 1, "maxLength": 200},
-            "input": one_text if is_text else nested(item_shape),
+            "input": one if is_text else nested(item_shape),
         },
         "required": ["input"],
         "additionalProperties": False,
@@ -170,7 +176,7 @@ def predict_request(item_shape: Sequence[int], max_items: int, *, is_text: bool 
     return {"type": "object", "properties": {"items": items}, "required": ["items"], "additionalProperties": False}
 
 
-def v2_request(item_shape: Sequence[int], max_items: int, outputs: Sequence[str], datatype: str = "FP32") -> JsonSchema:
+def v2_request(item_shape: Sequence[int], max_items: int, outputs: Sequence[str], datatype: str) -> JsonSchema:
     """JSON schema of the body of an inference request; `data` has as many values as `shape` says, flat or nested."""
     shape = {"type": "array", "minItems": 1 + len(item_shape), "maxItems": 1 + len(item_shape)}
     shape["prefixItems"] = [

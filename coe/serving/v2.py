@@ -2,8 +2,8 @@
 
 The cascade is the model. It has one input, `input` (FP32, [-1, *item shape]; BYTES, [-1, 1], where items are texts), and one
 element per item in each of its outputs: `label` (BYTES, the class's name), `answer` (INT64, its index), `score` (FP32), `tier`
-(INT32) and `degraded` (BOOL). The request parameter `timeout` is in microseconds, as in Triton. What the protocol offers beyond
-this is refused, never ignored.
+(INT32) and `degraded` (BOOL). Where all members that were heard abstained, the label is empty and the index -2. The request
+parameter `timeout` is in microseconds, as in Triton. What the protocol offers beyond this is refused, never ignored.
 
 https://github.com/open-inference/open-inference-protocol, and Triton's extension_binary_data.md
 """
@@ -21,7 +21,17 @@ import numpy as np
 from coe.errors import InvalidInput
 from coe.records import Answer
 from coe.serving import v2_binary
-from coe.serving.http_api import check_finite, check_id, error_body, numbers, parsed_json, refused, shown, texts
+from coe.serving.http_api import (
+    check_finite,
+    check_id,
+    class_name,
+    error_body,
+    numbers,
+    parsed_json,
+    refused,
+    shown,
+    text_item,
+)
 from coe.serving.limits import check_count
 from coe.types import Plan
 
@@ -31,7 +41,7 @@ VERSION_CHARS = 12
 Column = Callable[[Answer, Sequence[str]], object]
 
 OUTPUTS: Mapping[str, tuple[str, Column]] = {
-    "label": ("BYTES", lambda answer, classes: classes[answer.answer]),
+    "label": ("BYTES", lambda answer, classes: class_name(answer.answer, classes) or ""),
     "answer": ("INT64", lambda answer, _: answer.answer),
     "score": ("FP32", lambda answer, _: float(np.float32(answer.score))),
     "tier": ("INT32", lambda answer, _: answer.tier),
@@ -47,21 +57,19 @@ class Model:
     name: str
     version: str
     item_shape: tuple[int, ...]
-    datatype: str
-    """Of the items: FP32, or BYTES for texts."""
     classes: tuple[str, ...]
+    is_text: bool = False
+
+    @property
+    def datatype(self) -> str:
+        """Of the input."""
+        return "BYTES" if self.is_text else "FP32"
 
     @classmethod
     def of(cls, plan: Plan) -> Model:
         """Named after the cascade; its version is the start of the plan's fingerprint."""
         pool = plan.pool
-        return cls(
-            plan.cascade.name,
-            plan.fingerprint()[:VERSION_CHARS],
-            pool.input_shape,
-            "BYTES" if pool.is_text else "FP32",
-            pool.classes,
-        )
+        return cls(plan.cascade.name, plan.fingerprint()[:VERSION_CHARS], pool.input_shape, pool.classes, pool.is_text)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -73,6 +81,22 @@ class Model:
             "inputs": [{"name": INPUT, "datatype": self.datatype, "shape": [-1, *self.item_shape]}],
             "outputs": [{"name": name, "datatype": datatype, "shape": [-1]} for name, (datatype, _) in OUTPUTS.items()],
         }
+
+
+class Served:
+    """The cascade that is in service, which changes with the plan."""
+
+    def __init__(self, plan: Callable[[], Plan]) -> None:
+        self._plan = plan
+        self._known: tuple[Plan, Model] = (plan(), Model.of(plan()))
+
+    @property
+    def now(self) -> Model:
+        """The model of the plan in service."""
+        plan = self._plan()
+        if self._known[0] is not plan:
+            self._known = plan, Model.of(plan)
+        return self._known[1]
 
 
 @dataclass(frozen=True)
@@ -91,14 +115,24 @@ def parsed(body: bytes, header: str | None, model: Model, fresh_ids: Iterator[st
     Raises `InvalidInput` naming the field of the first mistake, `TooLarge` for more than `max_items`.
     """
     text, binary = v2_binary.split(body, header)
-    data = _object("body", parsed_json(text), required={"inputs"}, optional={"id", "parameters", "outputs"})
+    return understood(parsed_json(text), binary, header is not None, model, fresh_ids, max_items)
+
+
+def understood(
+    request: Any, binary: bytes, is_framed: bool, model: Model, fresh_ids: Iterator[str], max_items: int
+) -> Inference:
+    """A request from the value of its JSON, whose tensors may have arrays as `data`, and the bytes behind it.
+
+    is_framed: whether it was said where the JSON ends. Raises as `parsed`.
+    """
+    data = _object("body", request, required={"inputs"}, optional={"id", "parameters", "outputs"})
     request_id = data.get("id")
     if request_id is not None:
         check_id("id", request_id)
     known = {"timeout", "binary_data_output"}
     parameters = _object("parameters", data.get("parameters", {}), required=set(), optional=known)
     all_binary = _flag("parameters.binary_data_output", parameters.get("binary_data_output", False))
-    batch = _batch(data["inputs"], binary, header is not None, model, max_items)
+    batch = _batch(data["inputs"], binary, is_framed, model, max_items)
     names = [next(fresh_ids) for _ in batch] if request_id is None else _ids(request_id, len(batch))
     return Inference(
         request_id,
@@ -113,8 +147,8 @@ def _ids(request_id: str, count: int) -> list[str]:
     return [request_id] if count == 1 else [f"{request_id}.{row}" for row in range(count)]
 
 
-def _batch(inputs: Any, binary: bytes, is_framed: bool, model: Model, max_items: int) -> np.ndarray:
-    """(items, *item shape) float32, or (items, 1) of str."""
+def _batch(inputs: Any, binary: bytes, is_framed: bool, model: Model, max_items: int) -> np.ndarray | list[np.ndarray]:
+    """(items, *item shape) float32; of texts a list of arrays (1,), as one array would be as wide as the longest everywhere."""
     if not isinstance(inputs, list) or len(inputs) != 1:
         found = f"{len(inputs)} tensors" if isinstance(inputs, list) else type(inputs).__name__
         raise refused("inputs", f"must be a list of the one tensor '{INPUT}'", found)
@@ -126,23 +160,18 @@ def _batch(inputs: Any, binary: bytes, is_framed: bool, model: Model, max_items:
         raise refused(f"{where}.datatype", f"must be {model.datatype}", shown(tensor["datatype"]))
     shape = _shape(f"{where}.shape", tensor["shape"], model.item_shape, max_items)
     parameters = _object(f"{where}.parameters", tensor.get("parameters", {}), set(), {"binary_data_size"})
-    if model.datatype == "BYTES":
-        return _texts(where, tensor, parameters, binary, shape[0])
     if "binary_data_size" in parameters:
-        array = _binary_values(where, tensor, parameters["binary_data_size"], binary, is_framed, math.prod(shape))
+        field = _binary_field(where, tensor, parameters["binary_data_size"], binary, is_framed)
+        if model.is_text:
+            return _text_items(where, v2_binary.texts(field, binary), shape[0])
+        array = v2_binary.floats(field, binary, math.prod(shape))
     else:
-        array = _json_values(where, tensor, binary, shape)
+        data = _json_data(where, tensor, binary)
+        if model.is_text:
+            return _text_items(where, data, shape[0])
+        array = _json_values(where, data, shape)
     check_finite(f"{where}.data", array)
     return array.reshape(shape)
-
-
-def _texts(where: str, tensor: dict[str, Any], parameters: dict[str, Any], binary: bytes, count: int) -> np.ndarray:
-    """(count, 1) of str from `data`, flat or nested as the shape; texts are not taken in binary."""
-    if parameters or binary or "data" not in tensor:
-        raise refused(where, "must have its texts in the key 'data': texts in binary are not taken")
-    data = tensor["data"]
-    is_nested = isinstance(data, list) and all(isinstance(one, list) and len(one) == 1 for one in data)
-    return texts(f"{where}.data", [one[0] for one in data] if is_nested else data, count)[:, None]
 
 
 def _shape(where: str, shape: Any, item_shape: tuple[int, ...], max_items: int) -> tuple[int, ...]:
@@ -154,10 +183,16 @@ def _shape(where: str, shape: Any, item_shape: tuple[int, ...], max_items: int) 
     return tuple(shape)
 
 
-def _binary_values(
-    where: str, tensor: dict[str, Any], size: Any, binary: bytes, is_framed: bool, count: int
-) -> np.ndarray:
-    """(count,) float32 from the bytes behind the JSON."""
+def _text_items(where: str, data: Any, count: int) -> list[np.ndarray]:
+    """The texts of `data`, flat or nested as the shape."""
+    if not isinstance(data, list) or len(data) != count:
+        found = f"{len(data)} values" if isinstance(data, list) else type(data).__name__
+        raise refused(f"{where}.data", f"must hold values for shape [{count}, 1], flat or nested", found)
+    return [text_item(f"{where}.data[{row}]", value) for row, value in enumerate(data)]
+
+
+def _binary_field(where: str, tensor: dict[str, Any], size: Any, binary: bytes, is_framed: bool) -> str:
+    """Which field speaks of the bytes behind the JSON, which must be as long as it says."""
     field = f"{where}.parameters.binary_data_size"
     if not is_framed:
         raise refused(field, f"needs the header {v2_binary.HEADER}")
@@ -165,16 +200,21 @@ def _binary_values(
         raise refused(f"{where}.data", "must not stand beside binary_data_size")
     if type(size) is not int or size != len(binary):
         raise refused(field, f"must be the {len(binary)} bytes that follow the JSON", shown(size))
-    return v2_binary.floats(field, binary, count)
+    return field
 
 
-def _json_values(where: str, tensor: dict[str, Any], binary: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 from `data`, flat or nested as the shape."""
+def _json_data(where: str, tensor: dict[str, Any], binary: bytes) -> Any:
+    """What stands in `data`."""
     if "data" not in tensor:
         raise refused(where, "must have the key 'data', or the parameter 'binary_data_size' with binary data")
     if binary:
         raise refused("body", "must end where the JSON ends, as no tensor is binary", f"{len(binary)} bytes more")
-    array = numbers(f"{where}.data", tensor["data"])
+    return tensor["data"]
+
+
+def _json_values(where: str, data: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """float32 from `data`, flat or nested as the shape."""
+    array = numbers(f"{where}.data", data)
     if array.shape not in (shape, (math.prod(shape),)):
         raise refused(f"{where}.data", f"must hold values for shape {list(shape)}, flat or nested", str(array.shape))
     return array
@@ -244,6 +284,17 @@ def inference_body(inference: Inference, answers: Sequence[Answer], model: Model
         told["id"] = inference.request_id
     text = json.dumps(told, separators=(",", ":")).encode()
     return b"".join([text, *binary]), len(text) if binary else None
+
+
+def unknown(model: Model, name: str, version: str) -> str:
+    """Why a request for another model or version has no answer."""
+    return f"only model {model.name}, version {model.version}, is served here; asked for {name}, version {version}"
+
+
+def unanswered(answers: Sequence[object]) -> str:
+    """Why a request of which an item got no answer has none."""
+    rows = [str(row) for row, a in enumerate(answers) if not isinstance(a, Answer)]
+    return f"no member answered {len(rows)} of {len(answers)} items: rows {', '.join(rows)}"
 
 
 def v2_error_body(error: InvalidInput) -> dict[str, Any]:

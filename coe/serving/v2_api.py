@@ -16,7 +16,6 @@ from coe.serving.door import fresh_ids
 from coe.serving.headers import answer_headers
 from coe.serving.http_api import asked_timeout_s, retry_after
 from coe.serving.service import Service, body_of, status_of, visit_of
-from coe.types import Plan
 
 
 class V2Api:
@@ -25,15 +24,12 @@ class V2Api:
     def __init__(self, service: Service, fresh_ids: Iterator[str]) -> None:
         self._service = service
         self._fresh_ids = fresh_ids
-        self._known: tuple[Plan, v2.Model] = (service.plan, v2.Model.of(service.plan))
+        self._served = v2.Served(lambda: service.plan)
 
     @property
     def _model(self) -> v2.Model:
         """The cascade that is in service."""
-        plan = self._service.plan
-        if self._known[0] is not plan:
-            self._known = plan, v2.Model.of(plan)
-        return self._known[1]
+        return self._served.now
 
     async def server(self) -> Response:
         """Who serves, and which extensions of the protocol it knows."""
@@ -77,9 +73,7 @@ class V2Api:
         visit_of(request).note(answers)
         answered = [a for a in answers if isinstance(a, Answer)]
         if len(answered) < len(answers):
-            rows = [str(row) for row, a in enumerate(answers) if not isinstance(a, Answer)]
-            told = {"error": f"no member answered {len(rows)} of {len(answers)} items: rows {', '.join(rows)}"}
-            return JSONResponse(told, status_code=503, headers=answer_headers(answers))
+            return JSONResponse({"error": v2.unanswered(answers)}, status_code=503, headers=answer_headers(answers))
         content, json_bytes = v2.inference_body(asked, answered, self._model)
         headers = answer_headers(answers)
         if json_bytes is None:
@@ -92,8 +86,7 @@ class V2Api:
         name, version = request.path_params["name"], request.path_params.get("version", self._model.version)
         if (name, version) == (self._model.name, self._model.version):
             return None
-        told = f"only model {self._model.name}, version {self._model.version}, is served here"
-        return JSONResponse({"error": f"{told}; asked for {name}, version {version}"}, status_code=404)
+        return JSONResponse({"error": v2.unknown(self._model, name, version)}, status_code=404)
 
 
 def mount(api: FastAPI, service: Service) -> None:

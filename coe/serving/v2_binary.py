@@ -40,3 +40,20 @@ def encoded(values: Sequence[object], datatype: str) -> bytes:
         texts = [str(v).encode() for v in values]
         return b"".join(struct.pack("<I", len(t)) + t for t in texts)
     return np.asarray(values, dtype=DTYPES[datatype]).tobytes()
+
+
+def texts(where: str, data: bytes) -> list[str]:
+    """The elements of a BYTES tensor, as texts. `InvalidInput` where lengths and bytes do not fit, or are no UTF-8."""
+    found, at = list[str](), 0
+    try:
+        while at < len(data):
+            (size,) = struct.unpack_from("<I", data, at)
+            at += 4 + size
+            if at > len(data):
+                raise refused(where, "must hold each element's length in four bytes and then as many bytes")
+            found.append(data[at - size : at].decode())
+    except struct.error:
+        raise refused(where, "must hold each element's length in four bytes and then as many bytes") from None
+    except UnicodeDecodeError as error:
+        raise refused(where, "must hold texts in UTF-8", str(error)) from None
+    return found

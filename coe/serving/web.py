@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 import coe
-from coe.serving import live_page, own_api, v2_api
+from coe.serving import live_page, openai_api, own_api, v2_api
 from coe.serving.door import OPEN_PATHS, Door, Gate, access_logger
 from coe.serving.live_page import Watch
+from coe.serving.refusals import refusal
 from coe.serving.service import Service
 
 
@@ -24,10 +25,12 @@ def application(
     log: logging.Logger | None = None,
     clock: Callable[[], float] = time.monotonic,
     names_responses: bool = True,
+    gate: Gate | None = None,
 ) -> FastAPI:
     """The web application of a service. Raises `InvalidInput` where its tokens cannot be read.
 
     log: where the access log goes if there is one; standard error by default.   names_responses: as for `Door`.
+    gate: one that other protocols share; by default one of its own.
     """
     access = service.access
     api = FastAPI(
@@ -39,12 +42,14 @@ def application(
     )
     own_api.mount(api, service)
     v2_api.mount(api, service)
+    openai_api.mount(api, service)
     if service.watch is not None:
         live_page.mount(api, lambda: _watch_of(service))
     api.add_exception_handler(HTTPException, _told_by_the_framework)
     api.add_exception_handler(Exception, _fault)
     sink = (log or access_logger()) if access.access_log else None
-    api.add_middleware(Door, gate=Gate(access, clock), log=sink, clock=clock, names_responses=names_responses)
+    gate = gate or Gate(access, clock)
+    api.add_middleware(Door, gate=gate, log=sink, clock=clock, names_responses=names_responses)
     if access.tokens is not None:
         _demand_tokens(api)
     return api
@@ -55,15 +60,20 @@ def _watch_of(service: Service) -> Watch:
     return service.watch
 
 
-async def _told_by_the_framework(_: Request, error: Exception) -> Response:
+async def _told_by_the_framework(request: Request, error: Exception) -> Response:
     """404 and 405 in the form of our other errors."""
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
+    return refusal(_path(request), error.detail, error.status_code, error.headers)
 
 
-async def _fault(_request: Request, _error: Exception) -> Response:
+async def _fault(request: Request, _error: Exception) -> Response:
     """500 without details, which go to the router's log."""
-    return JSONResponse({"error": "a fault in the service; its log says more"}, status_code=500)
+    return refusal(_path(request), "a fault in the service; its log says more", 500)
+
+
+def _path(request: Request) -> str:
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", ""))
 
 
 def _demand_tokens(api: FastAPI) -> None:

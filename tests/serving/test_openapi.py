@@ -55,6 +55,9 @@ OPERATIONS = [
         for version in ("", "/versions/{version}")
         for rest, verb in (("", "get"), ("/ready", "get"), ("/infer", "post"))
     ),
+    ("/v1/models", "get"),
+    ("/v1/models/{name}", "get"),
+    ("/v1/chat/completions", "post"),
 ]
 
 
@@ -83,6 +86,9 @@ def test_no_request_breaks_the_service_and_every_response_is_as_described(
         seen[response.status_code] += 1
 
     holds()
+    if path.startswith("/v1/"):  # items of numbers: `test_openai_api` has texts
+        assert set(seen) == {404}
+        return
     assert "{name}" in path or seen[200] >= (5 if verb == "post" else 1), "the generated requests are good ones"
 
 

@@ -12,13 +12,15 @@ import httpx
 import numpy as np
 import pytest
 import ray
+import tritonclient.grpc
 import tritonclient.http as triton
 import yaml
 from ray import serve
 from ray.serve._private.api import serve_start
-from ray.serve.config import HTTPOptions
+from ray.serve.config import HTTPOptions, gRPCOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
+from tritonclient.utils import InferenceServerException
 
 from coe.bench import run_bench
 from coe.cascade.evaluate import route
@@ -46,6 +48,7 @@ class Live:
     plan: Plan
     table: PredictionTable
     url: str
+    grpc_address: str
     ledger: Path
 
 
@@ -78,14 +81,17 @@ def live(
     table = factories.table(n=480)
     write_predictions(folder / "predictions.npz", table)
     found = table_plan(table, folder / "predictions.npz", test_fleet)
-    port = free_port()
-    text = to_yaml(serve_config(found, ledger_dir=str(folder / "ledger"), port=port))
+    port, grpc_port = free_port(), free_port()
+    text = to_yaml(serve_config(found, ledger_dir=str(folder / "ledger"), port=port, grpc_port=grpc_port))
     config = ServeDeploySchema.model_validate(yaml.safe_load(text))
-    client = serve_start(http_options=HTTPOptions(host="127.0.0.1", port=port))
+    client = serve_start(
+        http_options=HTTPOptions(host="127.0.0.1", port=port),
+        grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
+    )
     client.deploy_apps(config)
     assert ray_session == fleet_cluster.address
     wait_until_running(fleet_cluster.address, 90)
-    yield Live(found, table, f"http://127.0.0.1:{port}", folder / "ledger")
+    yield Live(found, table, f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc_port}", folder / "ledger")
     serve.shutdown()
 
 
@@ -201,6 +207,24 @@ def test_triton_gets_the_same_answers(live: Live, bench: Bench) -> None:
         got = client.infer(live.plan.cascade.name, [tensor], request_id="triton")
     first = [(a.answer, a.tier) for a in bench.answers[:40]]
     assert list(zip(got.as_numpy("answer").tolist(), got.as_numpy("tier").tolist(), strict=True)) == first
+
+
+def test_triton_gets_them_over_grpc_too(live: Live) -> None:
+    """Through the listener of Serve's proxy, to the router's methods."""
+    name, routing = live.plan.cascade.name, route(live.plan.cascade, live.table)
+    tensor = tritonclient.grpc.InferInput("input", [60, 1], "FP32")
+    tensor.set_data_from_numpy(rows_of(live.table).x[:60])
+    with tritonclient.grpc.InferenceServerClient(live.grpc_address) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready(name)
+        assert list(client.get_model_metadata(name).inputs[0].shape) == [-1, 1]
+        got = client.infer(name, [tensor], request_id="grpc")
+        with pytest.raises(InferenceServerException, match="only model .* is served here") as caught:
+            client.infer("other", [tensor])
+    assert got.as_numpy("answer").tolist() == routing.answer[:60].tolist()
+    assert got.as_numpy("tier").tolist() == routing.tier[:60].tolist()
+    assert caught.value.status() == "StatusCode.NOT_FOUND"
 
 
 def test_the_plan_changes_live(live: Live, ray_session: str) -> None:

@@ -20,7 +20,7 @@ from coe.errors import InvalidInput
 from coe.router.queries import Overloaded
 from coe.serving import v2
 from coe.serving.v2_binary import encoded
-from coe.types import Access
+from coe.types import ABSTAINED, Access
 from tests.serving.web_case import NAME, SHAPE, TABLE, Served, item, items, planned, served
 
 OUTPUTS = ("label", "answer", "score", "tier", "degraded")
@@ -38,6 +38,7 @@ def calm(service: Served) -> Iterator[Served]:
     """The service, whose faults end with the test."""
     yield service
     service.router.down, service.router.lacking, service.router.fault = set(), [], None
+    service.router.abstaining = set()
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,16 @@ def test_triton_gets_the_answers_that_the_evaluation_predicts(
     assert types == {"label": object, "answer": np.int64, "score": np.float32, "tier": np.int32, "degraded": np.bool_}
     told = got.get_response()
     assert (told["model_name"], told["id"]) == (NAME, "r1")
+
+
+def test_an_item_on_which_all_members_abstain_has_no_class(calm: Served, client: triton.InferenceServerClient) -> None:
+    calm.router.abstaining = {"small", "middle", "other", "large"}
+    got = client.infer(NAME, [tensor(items(2), binary=True)])
+    assert got.as_numpy("answer").tolist() == [ABSTAINED] * 2
+    assert got.as_numpy("label").tolist() == [b""] * 2
+    told = httpx.post(f"{calm.url}/predict", json={"items": [{"input": item(1)}]})
+    assert told.status_code == 200
+    assert (told.json()["answers"][0]["answer"], told.json()["answers"][0]["class"]) == (None, ABSTAINED)
 
 
 def test_outputs_may_be_few_and_mixed(client: triton.InferenceServerClient) -> None:

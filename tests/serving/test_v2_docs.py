@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from coe import files
-from coe.serving.door import Visit, _line
+from coe.serving.door import Visit, log_line
 from coe.types import Access
 from tests.serving.web_case import served
 
@@ -54,6 +54,6 @@ def test_the_access_file_shows_the_defaults(tmp_path: Path) -> None:
 
 
 def test_the_access_log_has_the_keys_that_are_shown() -> None:
-    line = json.loads(_line({"method": "GET", "path": "/plan"}, Visit("r", "anna"), 200, 0.1))
+    line = json.loads(log_line("GET", "/plan", Visit("r", "anna"), 200, 0.1))
     shown = [json.loads(text) for kind, text in BLOCKS if kind == "json" and "request_id" in text]
     assert [list(entry) for entry in shown] == [list(line)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 import uvicorn
@@ -31,11 +33,12 @@ TABLE: PredictionTable = factories.table(n=120)
 
 
 @cache
-def planned() -> Plan:
-    """A plan of two tiers for items of shape (2, 2)."""
+def planned(*, is_text: bool = False) -> Plan:
+    """A plan of two tiers for items of shape (2, 2), or for texts."""
     cascade = factories.cascade(rule="vote", quorum=3)
+    inputs: dict[str, Any] = {"input_dtype": "text"} if is_text else {"input_shape": SHAPE}
     return plan(
-        factories.pool(input_shape=SHAPE),
+        factories.pool(**inputs),
         [Cascade.model_validate({**cascade.model_dump(), "name": NAME})],
         TABLE,
         factories.profiles(),
@@ -47,13 +50,16 @@ def planned() -> Plan:
 
 
 class FakeRouter:
-    """What the router is to the web application. An item's first number is its row in the table."""
+    """What the router is to the web application. An item's first number is its row in the table, also that of a text."""
 
-    def __init__(self) -> None:
+    def __init__(self, found: Plan) -> None:
+        self._plan = found
         self.asked = 0
         """Items that reached a member."""
         self.down: set[str] = set()
         """Members whose calls fail."""
+        self.abstaining: set[str] = set()
+        """Members whose replies hold no answer."""
         self.lacking: list[str] = []
         self.fault: Exception | None = None
         """Raised in place of an answer, such as `Overloaded`."""
@@ -68,8 +74,9 @@ class FakeRouter:
         if where.member in self.down:
             raise RuntimeError("down")
         assert TABLE.probs is not None
-        rows = np.abs(batch[:, 0, 0].astype(np.float64)) % len(TABLE)
-        return Reply(TABLE.probs[rows.astype(int), TABLE.members.index(where.member)], 0.001, "node-1")
+        rows = row_numbers(batch) % len(TABLE)
+        probs = TABLE.probs[rows.astype(int), TABLE.members.index(where.member)]
+        return Reply(np.zeros_like(probs) if where.member in self.abstaining else probs, 0.001, "node-1")
 
     async def ask(self, items: Mapping[str, np.ndarray], timeout_s: float) -> list[Answer | Unanswered]:
         """As the router asks its core."""
@@ -78,7 +85,7 @@ class FakeRouter:
         if self.fault is not None:
             raise self.fault
         if self._core is None:
-            found = planned()
+            found = self._plan
             self._core = RouterCore(
                 found.cascade,
                 found.placements,
@@ -113,10 +120,13 @@ class Served:
 
 
 @contextmanager
-def served(access: Access | None = None, log: logging.Logger | None = None) -> Iterator[Served]:
+def served(
+    access: Access | None = None, log: logging.Logger | None = None, *, is_text: bool = False
+) -> Iterator[Served]:
     """The application behind uvicorn, in a thread, on a free port."""
-    router = FakeRouter()
-    service = Service(planned(), access or Access(), router.ask, router.is_alive, lambda: router.lacking)
+    found = planned(is_text=is_text)
+    router = FakeRouter(found)
+    service = Service(found, access or Access(), router.ask, router.is_alive, lambda: router.lacking)
     api = application(service, log=log)
     listener = socket.create_server(("127.0.0.1", 0))
     host, port = listener.getsockname()
@@ -137,6 +147,15 @@ def served(access: Access | None = None, log: logging.Logger | None = None) -> I
         server.should_exit = True
         thread.join(10)
         listener.close()
+
+
+def row_numbers(batch: np.ndarray) -> np.ndarray:
+    """(items,) the first number of each item; 0 for a text without one."""
+    if batch.dtype.kind != "U":
+        return np.abs(batch[:, 0, 0].astype(np.float64))
+    assert batch.shape[1:] == (1,), "an item of text is one text"
+    found = [re.search(r"[0-9]{1,9}", text) for text in batch[:, 0].tolist()]
+    return np.array([0 if number is None else int(number[0]) for number in found], dtype=np.float64)
 
 
 def item(row: int) -> list[list[float]]:

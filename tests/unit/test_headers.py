@@ -26,3 +26,10 @@ def test_headers_say_how_far_the_items_went_and_how_many_lacked_something() -> N
     ]
     assert answer_headers(answers) == {"x-coe-tier": "1", "x-coe-degraded": "2"}
     assert answer_headers(answers[2:]) == {"x-coe-degraded": "1"}
+
+
+def test_of_several_items_the_one_with_the_least_agreement_is_told() -> None:
+    votes = [(3, 3), (2, 3), (1, 1)]
+    answers = [Answer("a", 0.0, 0.1, 0, 1, 1.0, False, agreed=agreed, voted=voted) for agreed, voted in votes]
+    assert answer_headers(answers)["x-coe-votes"] == "2/3"
+    assert answer_headers(answers[:1])["x-coe-votes"] == "3/3"
