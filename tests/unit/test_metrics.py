@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,3 +140,29 @@ def test_audits_are_there_where_they_are_made() -> None:
     assert scraped(running, NOW_S, drifting)["coe_certificate_drift"] == {(): 1}
     assert scraped(running, NOW_S, drifting)["coe_alarms"][()] == 1 + found["coe_alarms"][()]
     assert not any("audit" in name for name in scraped(running, NOW_S))
+
+
+def test_the_dashboard_asks_for_metrics_and_labels_that_there_are() -> None:
+    records = drawn(np.random.default_rng(5))
+    running = counted(records, case.EPOCH_S)
+    text = exposition(running, live_view(running, max(map(end_s, records)), router="r1", audits=AUDITS)).decode()
+    labels_of: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels_of.setdefault(sample.name, set()).update(sample.labels)
+    board = json.loads((Path(__file__).parents[2] / "deployments" / "grafana" / "coe.json").read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    assert len(queries) > 10
+    for query in queries:
+        (metric,) = set(re.findall(r"coe_\w+", query))
+        assert metric in labels_of, query
+        grouped = {name for names in re.findall(r"by \(([^)]*)\)", query) for name in names.split(", ")}
+        assert grouped <= labels_of[metric], query
+    shown = {metric for query in queries for metric in re.findall(r"coe_\w+", query)}
+    for panel in board["panels"]:
+        for target in panel["targets"]:
+            assert (
+                set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+                <= labels_of[re.findall(r"coe_\w+", target["expr"])[0]]
+            )
+    assert "coe_cost_saved_usd_total" in shown
