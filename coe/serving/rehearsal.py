@@ -27,7 +27,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import ray
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ReplicaState, ServeInstanceDetails
@@ -40,7 +39,7 @@ from coe.serving.build import APPLICATION, gate_paths, serve_config
 from coe.serving.labels import NODE_TYPE_LABEL, SERVE_ENV
 from coe.serving.profile import connected
 from coe.serving.scaling_policy import ROUTER
-from coe.serving.stand_in import with_stand_ins
+from coe.serving.stand_in import item_of, with_stand_ins
 from coe.types import Fleet, Plan
 
 MOST_PROCESSES = 24
@@ -336,8 +335,7 @@ def _asked(plan: Plan, port: int) -> Line:
     tiers: Counter[int] = Counter()
     failed = ""
     for number in range(QUERIES):
-        item = np.zeros(plan.pool.input_shape)
-        item.flat[0] = number % 2
+        item = item_of(plan.pool, is_hard=number % 2 == 1)
         try:
             tiers[_tier_of_answer(f"http://127.0.0.1:{port}/predict", item)] += 1
         except Unavailable as error:
@@ -349,9 +347,9 @@ def _asked(plan: Plan, port: int) -> Line:
     return Line("queries", f"{QUERIES} answers", found, is_ok=answered == QUERIES, why=failed)
 
 
-def _tier_of_answer(url: str, item: np.ndarray) -> int:
+def _tier_of_answer(url: str, item: Any) -> int:
     """The tier that answered, or `Unavailable` with what came back instead."""
-    body = json.dumps({"items": [{"input": item.tolist()}]}).encode()
+    body = json.dumps({"items": [{"input": item}]}).encode()
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the loopback is behind no proxy
     due_s = time.monotonic() + ANSWER_S
     while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -21,8 +22,9 @@ from coe.fleet.local import local_fleet
 from coe.runners.base import make_runner
 from coe.serving import cluster, rehearsal
 from coe.serving.cluster import ClusterState
+from coe.serving.http_api import parsed_items
 from coe.serving.rehearsal import Details, Line, Rehearsal, Replica, rehearse
-from coe.serving.stand_in import with_stand_ins
+from coe.serving.stand_in import item_of, with_stand_ins
 from coe.table import Outputs
 from coe.types import Plan
 from tests import factories
@@ -62,17 +64,18 @@ def test_a_node_too_few_is_reported_and_nothing_is_left_behind(fleet_cluster: Cl
 # --- Without Ray -------------------------------------------------------------------------------------------------------
 
 
-def test_stand_ins_agree_on_easy_items_and_pass_hard_ones_on() -> None:
-    for cascade in (factories.cascade(), factories.cascade(rule="vote")):
-        pool = with_stand_ins(factories.pool(MEMBERS, input_shape=(2, 2)))
-        batch = np.zeros((2, 2, 2), dtype=np.float32)
-        batch[1, 0, 0] = 1
-        members = cascade.tiers[0].members
-        runners = [make_runner(pool.member(m), pool, Path()) for m in members]
-        probs = np.stack([r.predict(batch) for r in runners], axis=1)
-        decision = decide(cascade.tiers[0], Outputs(probs.argmax(axis=2), probs, texts=pool.classes))
-        assert decision.accepted.tolist() == [True, False]
-        assert decision.answer[0] == 0
+@pytest.mark.parametrize("shape", [{"input_shape": (2, 2)}, {"input_dtype": "text"}], ids=["numbers", "texts"])
+@pytest.mark.parametrize("rule", ["score", "vote"])
+def test_stand_ins_agree_on_easy_items_and_pass_hard_ones_on(shape: dict[str, Any], rule: str) -> None:
+    cascade, pool = factories.cascade(rule=rule), with_stand_ins(factories.pool(MEMBERS, **shape))
+    body = json.dumps({"items": [{"input": item_of(pool, is_hard=is_hard)} for is_hard in (False, True)]})
+    items = parsed_items(body.encode(), pool.input_shape, iter("ab"), 2, is_text=pool.is_text)
+    batch = np.stack(list(items.values()))
+    members = cascade.tiers[0].members
+    probs = np.stack([make_runner(pool.member(m), pool, Path()).predict(batch) for m in members], axis=1)
+    decision = decide(cascade.tiers[0], Outputs(probs.argmax(axis=2), probs, texts=pool.classes))
+    assert decision.accepted.tolist() == [True, False]
+    assert decision.answer[0] == 0
 
 
 @pytest.fixture
