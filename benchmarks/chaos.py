@@ -297,7 +297,7 @@ def _running(rate: float) -> Iterator[World]:
         state = cluster.up(_fleet(), folder / "state")
         try:
             ray.init(address=state.address, logging_level="ERROR", log_to_driver=False)
-            client = serve_start(http_options=HTTPOptions(host="127.0.0.1", port=port))
+            client = serve_start(http_options=HTTPOptions(host="127.0.0.1", port=port), proxy_location="HeadOnly")
 
             def deploy(config: dict[str, Any]) -> None:
                 client.deploy_apps(ServeDeploySchema.model_validate(config))

@@ -114,7 +114,7 @@ def test_a_hosted_tier_answers_as_recorded_and_is_billed_by_its_tokens(
         found = hosted_plan(table, tmp_path, test_fleet, url)
         assert [p.member for p in found.placements if p.api] == ["large"]
         config = yaml.safe_load(to_yaml(serve_config(found, ledger_dir=str(ledger), port=port)))
-        serve_start(http_options=HTTPOptions(host="127.0.0.1", port=port)).deploy_apps(
+        serve_start(http_options=HTTPOptions(host="127.0.0.1", port=port), proxy_location="HeadOnly").deploy_apps(
             ServeDeploySchema.model_validate(config)
         )
         try:
