@@ -175,8 +175,15 @@ def _load(path: Path) -> tuple[dict[str, Any], Lines]:
 
 
 def _load_json(path: Path, text: str) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """An object; JSON itself would let the last of two equal keys win, silently."""
+        for number, (key, _) in enumerate(pairs):
+            if key in [k for k, _ in pairs[:number]]:
+                raise InvalidInput(Problem(f"{path}: {key}", "appears twice in one object", remedy="keep one of them"))
+        return dict(pairs)
+
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}"
         raise InvalidInput(Problem(where, "is not valid JSON", error.msg, "is the file complete?")) from None

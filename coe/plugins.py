@@ -34,6 +34,10 @@ def import_path(path: str, what: str) -> T:  # type: ignore[type-var]  # the cal
     except ImportError as error:
         remedy = "is the package installed, here and on the cluster?"
         raise InvalidInput(Problem(f"{what} '{path}'", "cannot be imported", str(error), remedy)) from error
+    except Exception as error:  # somebody else's module may raise anything while it is imported
+        found_error = f"{type(error).__name__}: {error}"
+        remedy = f"mend {module_name}: importing it must not fail"
+        raise InvalidInput(Problem(f"{what} '{path}'", "cannot be imported", found_error, remedy)) from error
     try:
         found: T = getattr(module, attribute)
     except AttributeError:

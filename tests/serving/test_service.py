@@ -87,6 +87,7 @@ def live(
     client = serve_start(
         http_options=HTTPOptions(host="127.0.0.1", port=port),
         grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
+        proxy_location="HeadOnly",
     )
     client.deploy_apps(config)
     assert ray_session == fleet_cluster.address

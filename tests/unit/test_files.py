@@ -17,6 +17,7 @@ from coe import files
 from coe.cascade.calibrate import calibrate
 from coe.cli.main import run
 from coe.errors import InvalidInput, WrongKind
+from coe.plugins import import_path
 from coe.types import Cascade, Fleet, Plan, Pool, Prices, Profiles, Workload
 from tests import factories
 
@@ -542,3 +543,17 @@ def test_bad_input_is_explained_and_nothing_is_written(
     if message == "label more items":  # what was found is worth keeping; only the cascade is not there
         (folder / "out.yaml").unlink()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_key_that_appears_twice_in_json_is_refused(tmp_path: Path) -> None:
+    """Front files are JSON, in which the last of two equal keys would win."""
+    (tmp_path / "front.json").write_text('{"kind": "front", "version": 1, "version": 2}')
+    with pytest.raises(InvalidInput, match="version: appears twice"):
+        files.read_any(tmp_path / "front.json")
+
+
+def test_a_module_that_fails_to_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_rules.py").write_text("raise RuntimeError('no licence')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InvalidInput, match="RuntimeError: no licence"):
+        import_path("broken_rules:mine", "rule")
