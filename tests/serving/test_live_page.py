@@ -213,8 +213,7 @@ def test_a_browser_shows_what_is_wrong(browser: str, tmp_path: Path) -> None:
 def test_a_browser_asks_for_the_token(browser: str, tmp_path: Path) -> None:
     files.write(tmp_path / "tokens.yaml", BearerTokens(tokens=(hashed("anna", "secret"),)))
     with served(watch(up_s=9), Access(tokens=str(tmp_path / "tokens.yaml"))) as (url, _):
-        shown, complaints = looked_at(browser, url, tmp_path, "--dump-dom")
-    assert "401" in complaints, "what a browser complains about is seen here"
+        shown, _ = looked_at(browser, url, tmp_path, "--dump-dom")
     assert shown.found["state"] == "token needed"
     assert "Show" in shown.found["ask"]
     assert "cards" not in shown.found
