@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import os
 import sys
 from pathlib import Path
@@ -11,15 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from coe.errors import InvalidInput
 from coe.files import read, read_prices
 from coe.placement.candidates import hosted_model
+from coe.plugins import import_path
 from coe.profiler.predict import DataSet, load_data, predict
 from coe.runners.base import make_runner
 from coe.table import SPLITS
 from coe.types import Fleet, Member, Pool, Workload
 from deployments import steps
+from deployments.images import data as images_data
+from deployments.images import demo as images_demo
 from deployments.llm import demo as llm_demo
 from deployments.llm import items
 from deployments.llm.replay_endpoint import ITEM
@@ -176,10 +182,42 @@ def test_the_text_pool_is_that_of_the_data() -> None:
         make_runner(member, pool, EXAMPLES / "text")
 
 
+# --- Pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_nets_answer_about_pictures_and_the_workload_names_one() -> None:
+    pool = read(EXAMPLES / "images" / "pool.yaml", Pool)
+    assert read(EXAMPLES / "images" / "workload.yaml", Workload).reference in [m.name for m in pool.members]
+    assert pool.classes == images_data.CLASSES
+    sizes = []
+    for member in pool.members:
+        net = import_path(member.model, "model")(**member.options).eval()
+        assert net(torch.zeros(2, *pool.input_shape)).shape == (2, len(pool.classes))
+        sizes.append(sum(p.numel() for p in net.parameters()))
+    assert sizes == sorted(sizes), "cheapest first"
+
+
+def test_pictures_are_drawn_once_decoded_and_named(tmp_path: Path) -> None:
+    made, label = [], []
+    for number in range(6):
+        out = io.BytesIO()
+        Image.new("RGB", (32, 32), (40 * number, 0, 255)).save(out, format="JPEG")
+        made.append(np.frombuffer(out.getvalue(), dtype=np.uint8))
+        label.append(number)
+    offset = np.concatenate([[0], np.cumsum([len(jpeg) for jpeg in made])])
+    np.savez(tmp_path / "train_0.npz", jpeg=np.concatenate(made), offset=offset, label=np.array(label, dtype=np.uint8))
+    x, y, items = images_data.drawn([tmp_path / "train_0.npz"], 4, "train")
+    assert x.shape == (4, 3, 32, 32)
+    assert len(set(items)) == 4
+    for picture, number in zip(x, y, strict=True):  # the label says which red it had
+        assert picture[0].mean() == pytest.approx(40 * number / 255, abs=0.02)
+        assert picture[2].mean() == pytest.approx(1.0, abs=0.02)
+
+
 # --- Without data -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("demo", [llm_demo, text_demo], ids=["llm", "text"])
+@pytest.mark.parametrize("demo", [llm_demo, text_demo, images_demo], ids=["llm", "text", "images"])
 def test_an_example_without_its_data_says_so_and_does_nothing(
     demo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

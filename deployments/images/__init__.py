@@ -1,0 +1,1 @@
+"""An image cascade: convolutional nets on CIFAR-10 pictures."""
