@@ -2,7 +2,7 @@
 
     python -m deployments.images.train DATA.npz POOL.yaml
 
-About two minutes on two cores; pictures are mirrored and shifted by up to two pixels while training.
+About three minutes on two cores; pictures are mirrored and shifted by up to two pixels while training.
 """
 
 from __future__ import annotations
