@@ -41,8 +41,8 @@ class Hearing:
     open: BoolArray
     due_s: FloatArray
     """(items,): when this tier stops waiting for votes."""
-    turn_of: dict[str, int] = field(default_factory=dict)
-    """Member -> number of the placement that it is asked at."""
+    called: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Member -> number of the placement of its last call, and when that began."""
 
 
 class TierQueue:
@@ -209,13 +209,16 @@ class TierQueue:
         self._settle(heard, is_over=True)
 
     def _note_late(self, heard: Hearing, overdue: BoolArray) -> None:
-        """Votes that have not come in time will not count; the placements they were asked at rest."""
+        """Votes that have not come in time will not count; placements that had the promised time and did not reply rest."""
         silent = heard.asked & self._unheard(heard) & overdue[:, None]
         heard.failed |= silent
         for column in np.flatnonzero(silent.any(axis=0)):
             member = self.tier.members[column]
-            turn = heard.turn_of[member]
-            self._turns[member].failed(turn, self._core.clock())
+            now = self._core.clock()
+            turn, called_s = heard.called.get(member, (0, now))
+            if now - called_s < self._core.latency_s:
+                continue  # it was not called, or a client in a hurry gave it less time than was promised
+            self._turns[member].late(turn, now, called_s)
             self._core.note_failure(self._placements[member][turn].deployment, Late("no reply in time"))
 
     def _unheard(self, heard: Hearing) -> BoolArray:
@@ -276,19 +279,23 @@ class TierQueue:
     async def _ask(self, member: str, heard: Hearing, rows: IntArray) -> None:
         """Ask one member about rows of a batch, and note what it says.
 
-        A call that fails is made once more, on another placement where there is one, if there is time for as much again.
+        A call that fails is made once more, on another placement where there is one, if there is time for as much again. A
+        member that is silent everywhere is a missing vote at once.
         """
         column = self.tier.members.index(member)
         heard.asked[rows, column] = True
         retries = 1
         while True:
             began_s = self._core.clock()
-            turn = heard.turn_of[member] = self._turns[member].next(began_s)
+            turn = self._turns[member].next(began_s)
+            if turn is None:
+                heard.failed[rows[heard.open[rows]], column] = True
+                return
             placement = self._placements[member][turn]
-            rows, probs = await self._asked_once(placement, heard, rows)
+            rows, probs = await self._asked_once(member, turn, heard, rows)
             rows_left = rows[heard.open[rows]]
             if probs is not None:
-                self._turns[member].answered(turn)
+                self._turns[member].answered(turn, self._core.clock())
                 self._core.note_answered(placement.deployment)
                 self._note_votes(heard, rows_left, column, probs[heard.open[rows]])
                 return
@@ -310,10 +317,10 @@ class TierQueue:
         heard.failed[rows[~there], column] = True
 
     async def _asked_once(
-        self, placement: Placement, heard: Hearing, rows: IntArray
+        self, member: str, turn: int, heard: Hearing, rows: IntArray
     ) -> tuple[IntArray, Probabilities | None]:
         """Rows that the call was made for (those still open when it could start), and their probabilities or None."""
-        still = rows[:0]
+        placement, still = self._placements[member][turn], rows[:0]
         try:
             give_back = await self._slots[placement.deployment].take(self._core.late_after_s)
             still = rows[heard.open[rows]]
@@ -323,6 +330,7 @@ class TierQueue:
         try:
             if not len(still):
                 return still, None
+            heard.called[member] = turn, self._core.clock()
             return still, await self._called(placement, heard.items[still], float(heard.due_s[still].max()))
         finally:
             give_back()

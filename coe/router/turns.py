@@ -17,6 +17,9 @@ class Turns:
 
     A placement that failed rests while another one can take its turns, also one that the plan gives no traffic but keeps for
     this. After its rest it gets one call: if that is answered it is back, else it rests for twice as long.
+
+    A placement that did not reply at all is silent besides: while it rests it is not asked even where there is no other, since
+    whoever waits for it is late. One that failed at once may well answer the next time, and costs no time to ask.
     """
 
     def __init__(self, traffic: Sequence[float]) -> None:
@@ -25,34 +28,45 @@ class Turns:
         self._rest_s = [0.0] * len(self._traffic)
         self._rests_until_s = [-math.inf] * len(self._traffic)
         self._is_tried = [False] * len(self._traffic)
+        self._is_silent = [False] * len(self._traffic)
+        self._answered_s = [-math.inf] * len(self._traffic)
 
-    def next(self, now_s: float = 0.0) -> int:
-        """Number of the placement whose turn it is."""
+    def next(self, now_s: float = 0.0) -> int | None:
+        """Number of the placement whose turn it is; None where all are silent."""
         everyone = range(len(self._traffic))
         for i in everyone:
             if self._rest_s[i] and self._rests_until_s[i] <= now_s:
                 self._rests_until_s[i], self._is_tried[i] = now_s + self._rest_s[i], True
                 return i
-        awake = [i for i in everyone if not self._rest_s[i]] or list(everyone)
-        traffic = {i: self._traffic[i] for i in awake}
+        able = [i for i in everyone if not self._rest_s[i]] or [i for i in everyone if not self._is_silent[i]]
+        if not able:
+            return None
+        traffic = {i: self._traffic[i] for i in able}
         if not any(traffic.values()):
-            traffic = dict.fromkeys(awake, 1.0)
+            traffic = dict.fromkeys(able, 1.0)
         for i, share in traffic.items():
             self._credit[i] += share
-        chosen = max(awake, key=self._credit.__getitem__)
+        chosen = max(able, key=self._credit.__getitem__)
         self._credit[chosen] -= sum(traffic.values())
         return chosen
 
     def failed(self, placement: int, now_s: float) -> None:
-        """A call of this placement failed or was late."""
+        """A call of this placement failed."""
         if self._rest_s[placement] and not self._is_tried[placement]:
             return  # of the same blow that it rests from already
         self._rest_s[placement] = min(max(REST_S, 2 * self._rest_s[placement]), LONGEST_REST_S)
         self._rests_until_s[placement], self._is_tried[placement] = now_s + self._rest_s[placement], False
 
-    def answered(self, placement: int) -> None:
+    def late(self, placement: int, now_s: float, asked_s: float) -> None:
+        """A call of this placement, made at `asked_s`, has no reply in time. If others were answered since then, it is only
+        one replica of several that hangs."""
+        self._is_silent[placement] = self._answered_s[placement] < asked_s
+        self.failed(placement, now_s)
+
+    def answered(self, placement: int, now_s: float = 0.0) -> None:
         """A call of this placement was answered: it is well."""
-        self._rest_s[placement], self._is_tried[placement] = 0.0, False
+        self._rest_s[placement], self._is_tried[placement], self._is_silent[placement] = 0.0, False, False
+        self._answered_s[placement] = now_s
 
 
 class Slots:

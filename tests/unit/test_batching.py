@@ -309,6 +309,60 @@ def test_where_every_placement_has_failed_they_keep_their_turns() -> None:
     assert sorted(turns.next(0.1) for _ in range(4)) == [0, 0, 1, 1]
 
 
+def test_a_placement_that_does_not_reply_is_not_asked_again_before_its_rest_is_over() -> None:
+    turns = Turns([1.0])
+    turns.late(0, now_s=1.0, asked_s=0.5)
+    assert turns.next(1.5) is None
+    assert [turns.next(2.1) for _ in range(2)] == [0, None]  # one call shows whether it is back
+    turns.answered(0, 2.2)
+    assert turns.next(2.3) == 0
+
+
+def test_where_one_replica_of_several_hangs_the_placement_is_asked_on() -> None:
+    turns = Turns([1.0])
+    turns.answered(0, 0.7)
+    turns.late(0, now_s=1.0, asked_s=0.5)
+    assert turns.next(1.5) == 0
+
+
+def test_a_member_that_hangs_everywhere_is_a_missing_vote_at_once() -> None:
+    service = Service(CASCADE, TABLE, latency_s=0.05)
+    service.faults["small"] = _hangs
+    late, at_once = asyncio.run(_two_rounds(service))
+    assert late > 0.09  # twice the promise
+    assert at_once < 0.05
+    assert sum(name == "small" for name, _ in service.batches) == 1
+
+
+async def _two_rounds(service: Service) -> tuple[float, float]:
+    """Seconds of a first request, and of one right after it."""
+    queues, seconds = asyncio.ensure_future(service.core.run()), list[float]()
+    for name in ("first", "second"):
+        began_s = time.monotonic()
+        await service.core.ask({name: np.array([0], dtype=np.float32)})
+        seconds.append(time.monotonic() - began_s)
+    await service.core.close()
+    queues.cancel()
+    return seconds[0], seconds[1]
+
+
+def test_a_client_in_a_hurry_does_not_silence_a_member() -> None:
+    service = Service(CASCADE, TABLE, latency_s=0.2)
+    service.faults["small"] = service.slow(0.05)
+
+    async def run() -> None:
+        queues = asyncio.ensure_future(service.core.run())
+        await service.core.ask({"hurried": np.array([0], dtype=np.float32)}, timeout_s=0.01)
+        await service.core.ask({"patient": np.array([0], dtype=np.float32)})
+        await service.core.close()
+        queues.cancel()
+
+    asyncio.run(run())
+    patient = next(r for r in service.records if isinstance(r, Answer) and r.query_id == "patient")
+    assert not patient.degraded
+    assert service.failures == []
+
+
 def test_calls_go_to_the_standby_while_a_placement_hangs() -> None:
     """Whoever asks first waits in vain; then the standby answers, and nobody else is late."""
     cascade, table = factories.cascade(first=("small",)), TABLE
