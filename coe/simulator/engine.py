@@ -133,7 +133,9 @@ class Engine:
 
     def _answered_s(self, member: int, items: int, now: float) -> float:
         """One call: the replica that is free first computes it."""
-        placement = int(self._net.first_placement[member]) + self._turns[member].next()
+        turn = self._turns[member].next()
+        assert turn is not None  # here nobody hangs
+        placement = int(self._net.first_placement[member]) + turn
         free_at = self._free_at[placement]
         start = max(now, free_at[0])
         busy = float(
