@@ -39,9 +39,11 @@ def network(rate_per_s: float, slower: float = 1.0) -> Network:
         max(1, round(rate_per_s * REACH**t * slower * s / BATCH / 0.6)) for s, t in zip(members, tier_of, strict=True)
     ]
     size = np.arange(BATCH + 1)
+    scarcest = np.array([min(r for r, t in zip(replicas, tier_of, strict=True) if t == k) for k in range(3)])
     return Network(
         batch_size=np.full(3, BATCH),
-        in_flight=np.array([2 * min(r for r, t in zip(replicas, tier_of, strict=True) if t == k) for k in range(3)]),
+        in_flight=2 * scarcest,
+        at_work=scarcest,
         wait_s=WAIT_S,
         staged=np.zeros(3, dtype=np.bool_),
         member_tier=np.array(tier_of),
@@ -76,6 +78,7 @@ def in_simpy(net: Network, queries: Load) -> np.ndarray:
     waiting = [simpy.Store(world) for _ in range(net.tiers)]
     replicas = [simpy.Resource(world, int(r)) for r in net.replicas]
     slots = [simpy.Resource(world, int(n)) for n in net.in_flight]
+    ended = [world.event() for _ in range(net.tiers)]
     done = np.zeros(len(queries.arrival_s))
 
     def arrive() -> Generator[Any, Any, None]:
@@ -88,12 +91,14 @@ def in_simpy(net: Network, queries: Load) -> np.ndarray:
             batch = [(yield waiting[tier].get())]
             deadline = world.timeout(net.wait_s)
             while len(batch) < net.batch_size[tier]:
-                get = waiting[tier].get()
-                yield get | deadline
-                if not get.triggered:
-                    get.cancel()
+                if deadline.processed and slots[tier].count < net.at_work[tier]:
                     break
-                batch.append(get.value)
+                get = waiting[tier].get()
+                yield get | (ended[tier] if deadline.processed else deadline)
+                if get.triggered:
+                    batch.append(get.value)
+                else:
+                    get.cancel()
             slot = slots[tier].request()
             yield slot
             world.process(run(tier, batch, slot))
@@ -107,6 +112,8 @@ def in_simpy(net: Network, queries: Load) -> np.ndarray:
         members = np.flatnonzero(net.member_tier == tier)
         yield world.all_of([world.process(call(int(m), len(batch))) for m in members])
         slots[tier].release(slot)
+        ended[tier].succeed()
+        ended[tier] = world.event()
         for query in batch:
             if queries.routing.tier[queries.item[query]] == tier:
                 done[query] = world.now

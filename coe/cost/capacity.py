@@ -5,6 +5,8 @@ A replica owns a share of an accelerator and runs that many times as fast as the
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -16,10 +18,19 @@ Quantile = Literal["p50", "p99"]
 IN_FLIGHT_PER_REPLICA = 2
 """Batches under way per replica of a tier's scarcest member: one computes, the next one waits there already."""
 
+HALVINGS = 30
+
 
 def in_flight(placement: Placement, replicas: int) -> int:
     """Calls of a placement that may be under way with so many replicas. The router's rule, and the simulator's."""
     return (placement.calls_at_once or IN_FLIGHT_PER_REPLICA) * max(1, replicas)
+
+
+def at_work(placement: Placement, replicas: int, *, is_far: bool = False) -> int:
+    """Calls of a placement with which none of so many replicas is idle. A batch that is not full waits in the router's queue,
+    where it grows, rather than behind such calls. Across a link (`is_far`) that holds nobody up: a call is mostly on its way.
+    """
+    return in_flight(placement, replicas) if is_far else (placement.calls_at_once or 1) * max(1, replicas)
 
 
 def service_s(profile: Profile, batch: float, quantile: Quantile = "p50") -> float:
@@ -67,15 +78,31 @@ def replica_throughput_per_s(profile: Profile, batch_size: int, share: float) ->
 def expected_batch(profile: Profile, rate_per_s: float, wait_s: float, batch_size: int, speed: float) -> float:
     """Mean batch size at `rate_per_s` items per second, at most `batch_size`.
 
-    At low load a batch is the item that opened it and those that arrive while it waits. Where that is too slow to carry
-    the load, a queue builds up and batches grow until it is: the smallest n with n * speed / service_s(n) >= rate.
-    `speed` is the sum of the accelerator shares that serve these items.
+    Where a replica is idle, a batch is the item that opened it and those that arrive while it waits. Where none is, it takes all
+    that arrive until one has ended: x(n) = rate * service_s(n) / speed, with Poisson arrivals none at all in e^-x of the times.
+    So batches grow until n >= x(n) + e^-x(n) * (1 + rate * wait_s), or are full. `speed` is the sum of the accelerator shares
+    that serve these items.
     """
     least = min(float(batch_size), 1 + rate_per_s * wait_s)
-    for n in np.linspace(least, batch_size, 65):
-        if n * speed / service_s(profile, float(n)) >= rate_per_s:
-            return float(n)
+
+    def excess(n: float) -> float:
+        arriving = rate_per_s * service_s(profile, n) / speed
+        return n - arriving - math.exp(-arriving) * least
+
+    low = least
+    for high in np.linspace(least, batch_size, 65).tolist():
+        if excess(high) >= 0:
+            return _smallest(lambda n: excess(n) >= 0, low, high)
+        low = high
     return float(batch_size)
+
+
+def _smallest(is_enough: Callable[[float], bool], low: float, high: float) -> float:
+    """The least number that is enough, between one that is not (or is the least allowed) and one that is."""
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
 
 
 def tier_latency_s(profile: Profile, batch_size: int, share: float, wait_s: float) -> float:

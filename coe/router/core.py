@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -47,6 +47,7 @@ class RouterCore:
         wait_s: float,
         latency_s: float,
         batch_bytes: float = math.inf,
+        far: Collection[str] = (),
         call: Call,
         clock: Callable[[], float],
         record: Callable[[Record], None],
@@ -54,12 +55,14 @@ class RouterCore:
         note_answered: Callable[[str], None] = lambda _deployment: None,
         note_batch: Callable[[int, Sequence[float]], None] = lambda _tier, _waited_s: None,
     ) -> None:
+        """far: deployments across a link."""
         self.class_names = tuple(class_names)
         self.classes = len(class_names)
         self.wait_s = wait_s
         self.latency_s = latency_s
         self.late_after_s = LATE_FACTOR * latency_s
         self.batch_bytes = batch_bytes
+        self.far = frozenset(far)
         self.call = call
         self.clock = clock
         self.record = record

@@ -14,7 +14,7 @@ import numpy as np
 from coe.cascade.beliefs import prepared
 from coe.cascade.decide import decide
 from coe.cascade.evaluate import lacking
-from coe.cost.capacity import in_flight
+from coe.cost.capacity import at_work, in_flight
 from coe.records import BatchRun
 from coe.router.queries import Batch, Garbage, Late, Query
 from coe.router.turns import Pace, Slots, Turns
@@ -69,7 +69,9 @@ class TierQueue:
         self._planned_batch_s = max(p.full_s for m in tier.members for p in placements[m])
         self._pace = Pace()
         self._batches = Slots(self._most_batches())
-        self._arrived = asyncio.Event()
+        self._at_work = self._batches_at_work()
+        self._changed = asyncio.Event()
+        """Queries came, or a batch ended."""
 
     @property
     def capacity_per_s(self) -> float:
@@ -100,17 +102,27 @@ class TierQueue:
             sum(in_flight(p, self._replicas[p.deployment]) for p in self._placements[m]) for m in self.tier.members
         )
 
+    def _batches_at_work(self) -> int:
+        """Batches under way with which no replica of the scarcest member is idle."""
+        far = self._core.far
+        return min(
+            sum(at_work(p, self._replicas[p.deployment], is_far=p.deployment in far) for p in self._placements[m])
+            for m in self.tier.members
+        )
+
     def resize(self, deployment: str, replicas: int) -> None:
         """Follow a deployment that has more or fewer replicas than before."""
         for placement in (p for own in self._placements.values() for p in own if p.deployment == deployment):
             self._replicas[deployment] = replicas
             self._slots[deployment].resize(in_flight(placement, replicas))
             self._batches.resize(self._most_batches())
+        self._at_work = self._batches_at_work()
+        self._changed.set()
 
     def put(self, queries: Sequence[Query]) -> None:
         """Add queries to the queue."""
         self.waiting.extend(queries)
-        self._arrived.set()
+        self._changed.set()
 
     async def run(self) -> None:
         """Form and start batches for ever."""
@@ -141,16 +153,17 @@ class TierQueue:
         return batch
 
     async def _batch_is_due(self) -> None:
-        """Return when the queue holds a full batch, or its oldest query has waited long enough."""
+        """Return when the queue holds a full batch, or its oldest query has waited long enough and a replica is idle: behind a
+        busy one a batch would wait as long, and could not grow."""
         while len(self.waiting) < self.batch_size:
-            self._arrived.clear()
+            self._changed.clear()
             timeout = None
-            if self.waiting:
+            if self.waiting and self._batches.taken < self._at_work:
                 timeout = self.waiting[0].queued_s + self._core.wait_s - self._core.clock()
                 if timeout <= 0:
                     return
             try:
-                await asyncio.wait_for(self._arrived.wait(), timeout)
+                await asyncio.wait_for(self._changed.wait(), timeout)
             except TimeoutError:
                 return
 
@@ -164,6 +177,7 @@ class TierQueue:
                 is_full = len(batch) == self.batch_size and self._batches.is_full and bool(self.waiting)
                 self._pace.ended(self._core.clock(), len(batch), is_full=is_full)
                 give_back()
+                self._changed.set()
         except Exception as error:  # a mistake of ours must not leave clients waiting
             for query in batch:
                 if not query.result.done():

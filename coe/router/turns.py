@@ -77,6 +77,11 @@ class Slots:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
+    def taken(self) -> int:
+        """How many are under way."""
+        return self._taken
+
+    @property
     def is_full(self) -> bool:
         """True while nobody else may start."""
         return self._taken >= self._count

@@ -55,6 +55,7 @@ class InService:
             wait_s=plan.workload.batch_wait_s,
             latency_s=plan.workload.latency_s,
             batch_bytes=_batch_bytes(),
+            far=plan.far,
             call=self._metered,
             clock=time.time,
             record=self._meter.record,

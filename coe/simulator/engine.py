@@ -1,6 +1,7 @@
 """The engine, readable: queries, batches and replicas as objects on a virtual clock. `fast` does the same on arrays.
 
-A tier's queue gives a batch when it is full or its oldest query has waited long enough, and a slot is free. Every member of the
+A tier's queue gives a batch when it is full and a slot is free, or when its oldest query has waited long enough and a replica is
+idle. Every member of the
 tier is called with the batch, in turns over its placements; a call waits for the replica that is free first. When all have
 answered, the batch's queries end or join the next tier's queue. These are the rules of `coe.router`.
 """
@@ -95,9 +96,9 @@ class Engine:
         return Outcome(self._done_s, self._entered_s, self._batched_s, calls)
 
     def _due_s(self, tier: int) -> float:
-        """When the oldest query of a tier has waited long enough; never while no slot is free."""
+        """When the oldest query of a tier has waited long enough; never while no replica is idle."""
         state = self._tiers[tier]
-        if not state.queue or state.under_way >= self._net.in_flight[tier]:
+        if not state.queue or state.under_way >= min(self._net.in_flight[tier], self._net.at_work[tier]):
             return float("inf")
         return state.queue[0][1] + self._net.wait_s
 
@@ -110,7 +111,7 @@ class Engine:
         while (
             state.queue
             and state.under_way < self._net.in_flight[tier]
-            and (len(state.queue) >= size or now >= state.queue[0][1] + self._net.wait_s)
+            and (len(state.queue) >= size or now >= self._due_s(tier))
         ):
             batch = [state.queue.popleft()[0] for _ in range(min(size, len(state.queue)))]
             state.under_way += 1

@@ -65,6 +65,7 @@ def _arguments(network: Network, load: Load, jitter: FloatArray) -> tuple[object
         load.routing.asked,
         network.batch_size,
         network.in_flight,
+        network.at_work,
         network.wait_s,
         network.staged,
         network.member_tier,
@@ -137,6 +138,7 @@ def _simulate(  # type: ignore[no-untyped-def]
     asked,
     batch_size,
     in_flight,
+    at_work,
     wait_s,
     staged,
     member_tier,
@@ -184,7 +186,7 @@ def _simulate(  # type: ignore[no-untyped-def]
         if next_arrival < queries and arrival_s[next_arrival] < now:
             now, kind = arrival_s[next_arrival], 2
         for t in range(tiers):
-            if head[t] < tail[t] and under_way[t] < in_flight[t]:
+            if head[t] < tail[t] and under_way[t] < min(in_flight[t], at_work[t]):
                 due = joined_s[queue[t, head[t]]] + wait_s
                 if due < now:
                     now, kind = due, 3
@@ -220,7 +222,8 @@ def _simulate(  # type: ignore[no-untyped-def]
         for t in range(tiers):
             while head[t] < tail[t] and under_way[t] < in_flight[t]:
                 waiting = tail[t] - head[t]
-                if waiting < batch_size[t] and now < joined_s[queue[t, head[t]]] + wait_s:
+                is_due = under_way[t] < at_work[t] and now >= joined_s[queue[t, head[t]]] + wait_s
+                if waiting < batch_size[t] and not is_due:
                     break
                 count = min(batch_size[t], waiting)
                 free_count -= 1

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from coe.cascade.evaluate import Routing, route
-from coe.cost.capacity import in_flight, service_s
+from coe.cost.capacity import at_work, in_flight, service_s
 from coe.errors import InvalidInput, Problem
 from coe.placement.columns import HOSTED, crossing_s, egress_usd
 from coe.simulator.arrivals import stream
 from coe.table import PredictionTable
-from coe.types import BoolArray, FloatArray, IntArray, Link, Placement, Plan, Profile, Profiles
+from coe.types import BoolArray, FloatArray, IntArray, Placement, Plan, Profile, Profiles
 
 HOP_PART = 0.5
 """A call's way there and back takes this part of the profile's p99 of it; its distribution is not recorded."""
@@ -24,13 +24,15 @@ _Z99 = 2.326
 class Network:
     """Tiers in a row; placements of all members one after the other.
 
-    batch_size, in_flight: (tiers,).  wait_s: how long a batch waits to fill.  staged: (tiers,).  member_tier: (members,), rising.
+    batch_size, in_flight, at_work: (tiers,); batches under way are at most `in_flight`, and one that is not full is sent only
+    while fewer than `at_work` are.  wait_s: how long a batch waits to fill.  staged: (tiers,).  member_tier: (members,), rising.
     first_placement: (members + 1,), where each member's placements begin.  replicas, traffic, hop_s, sigma: (placements,).
     service_s: (placements, largest batch + 1), seconds of a replica for a batch of so many.
     """
 
     batch_size: IntArray
     in_flight: IntArray
+    at_work: IntArray
     wait_s: float
     staged: BoolArray
     member_tier: IntArray
@@ -42,7 +44,7 @@ class Network:
     service_s: FloatArray
 
     def __post_init__(self) -> None:
-        for array in (self.batch_size, self.in_flight, self.replicas):
+        for array in (self.batch_size, self.in_flight, self.at_work, self.replicas):
             if len(array) == 0 or array.min() < 1:
                 raise ValueError("every tier and placement needs a batch size, a slot and a replica of at least 1")
         for array in vars(self).values():
@@ -80,9 +82,11 @@ def network_of(plan: Plan, profiles: Profiles) -> Network:
     by_member = [[p for p in plan.placements if p.member == m] for m in members]
     placements = [p for own in by_member for p in own]
     batch_size = [min(p.batch_size for p in plan.placements if p.member in tier.members) for tier in plan.cascade.tiers]
-    slots = [
-        min(sum(in_flight(p, p.replicas) for p in plan.placements if p.member == m) for m in tier.members)
-        for tier in plan.cascade.tiers
+    placed = [[[p for p in plan.placements if p.member == m] for m in tier.members] for tier in plan.cascade.tiers]
+    slots = [min(sum(in_flight(p, p.replicas) for p in own) for own in tier) for tier in placed]
+    far = plan.far
+    busy = [
+        min(sum(at_work(p, p.replicas, is_far=p.deployment in far) for p in own) for own in tier) for tier in placed
     ]
     largest = max(batch_size)
     tables, hops = [], []
@@ -91,13 +95,14 @@ def network_of(plan: Plan, profiles: Profiles) -> Network:
         profile = profile_of(plan, p, profiles)
         times = service_times(p, profile, needed, largest)
         tables.append(times + [math.inf] * (largest + 1 - len(times)))
-        link = link_of(plan, p)
+        link = plan.link(p)
         away_s = crossing_s(plan.workload.sites, link, max(1, round(p.expected_batch)))
         hops.append(HOP_PART * profile.hop_p99_s + away_s)
     starts = np.cumsum([0, *(len(own) for own in by_member)])
     return Network(
         batch_size=np.array(batch_size, dtype=np.int64),
         in_flight=np.array(slots, dtype=np.int64),
+        at_work=np.array(busy, dtype=np.int64),
         wait_s=plan.workload.batch_wait_s,
         staged=np.array([t.dispatch == "staged" and len(t.members) > 1 for t in plan.cascade.tiers]),
         member_tier=np.array([t for t, tier in enumerate(plan.cascade.tiers) for _ in tier.members], dtype=np.int64),
@@ -139,19 +144,13 @@ def jitter_sigma(profile: Profile, placement: Placement) -> float:
     return math.log(timing.latency_p99_s / timing.latency_p50_s) / _Z99
 
 
-def link_of(plan: Plan, placement: Placement) -> Link | None:
-    """The link that a placement's calls cross; None where it runs where the queries arrive."""
-    sites = plan.workload.sites
-    return None if sites is None or placement.api else sites.link(plan.offer(placement.node_type).site)
-
-
 def call_fee_usd(plan: Plan, placement: Placement) -> float:
     """What one item of a call costs beside machines: the mean price that the plan counts with for a hosted model, or the
     bytes on a link."""
     if placement.api:
         lines = [line for line in plan.usage_lines if line.name == f"API: {placement.api}"]
         return lines[0].unit_price_usd / 1000 if lines else 0.0
-    link = link_of(plan, placement)
+    link = plan.link(placement)
     return 0.0 if link is None or plan.workload.sites is None else egress_usd(plan.workload.sites, link)
 
 

@@ -22,7 +22,7 @@ from coe.router.shifting import next_gear
 from coe.simulator.arrivals import stream
 from coe.simulator.figures import Simulated, Tally, figures, placements_of
 from coe.simulator.machines import Machines
-from coe.simulator.network import call_fee_usd, items_of, link_of
+from coe.simulator.network import call_fee_usd, items_of
 from coe.simulator.stations import Replica, Station, station_of
 from coe.simulator.virtual import run_virtually
 from coe.table import PredictionTable
@@ -271,7 +271,7 @@ class _Service:
         """A member's reply, after queueing, computing and the way there and back."""
         rows = batch[:, 0]
         station = self._stations[placement.deployment, placement.share]
-        asked_s, link, sites = self._loop.time(), link_of(self._plan, placement), self._plan.workload.sites
+        asked_s, link, sites = self._loop.time(), self._plan.link(placement), self._plan.workload.sites
         if link is not None and sites is not None:
             there, _ = self._wires[link.to_site]
             await asyncio.sleep(self._away_s(link, there, len(rows) * sites.bytes_per_item))
@@ -308,6 +308,7 @@ class _Service:
             self._table.classes,
             wait_s=plan.workload.batch_wait_s,
             latency_s=plan.workload.latency_s,
+            far=plan.far,
             call=self._call,
             clock=self._loop.time,
             record=ledger.record,

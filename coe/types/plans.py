@@ -10,7 +10,7 @@ from coe.types.base import Day, Fraction, Name, NotNegative, Noun, Positive, Pos
 from coe.types.cascades import Cascade, CascadeStats
 from coe.types.hardware import ApiPrice, Offer, Prices
 from coe.types.pool import Pool
-from coe.types.workloads import Workload
+from coe.types.workloads import Link, Workload
 
 
 class Placement(Noun):
@@ -190,6 +190,16 @@ class Plan(Noun):
     def api(self, model: str) -> ApiPrice:
         """The price of a hosted model of the plan; `InvalidInput` where the plan does not say."""
         return Prices(offers=self.offers, apis=self.apis).api(model)
+
+    def link(self, placement: Placement) -> Link | None:
+        """The link that a placement's calls cross; None where it runs where the queries arrive."""
+        sites = self.workload.sites
+        return None if sites is None or placement.api else sites.link(self.offer(placement.node_type).site)
+
+    @property
+    def far(self) -> frozenset[str]:
+        """Deployments whose calls cross a link."""
+        return frozenset(p.deployment for p in self.placements if self.link(p) is not None)
 
 
 class Gear(Noun):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from benchmarks import simulator_speed
 from coe.cascade.evaluate import Routing
+from coe.cost.capacity import expected_batch, service_s
 from coe.simulator import fast
 from coe.simulator.arrivals import gamma, poisson, stream
 from coe.simulator.engine import Engine, Outcome
 from coe.simulator.network import Load, Network
+from tests import factories
 
 UNLIMITED = 10**6
 QUERIES = 200_000
@@ -23,6 +26,7 @@ def network(
     batch_size: int = 1,
     wait_s: float = 0.0,
     in_flight: int = UNLIMITED,
+    at_work: int | None = None,
     per_item: bool = False,
     staged: bool = False,
     hop_s: float = 0.0,
@@ -34,6 +38,7 @@ def network(
     return Network(
         batch_size=np.full(len(tiers), batch_size),
         in_flight=np.full(len(tiers), in_flight),
+        at_work=np.full(len(tiers), in_flight if at_work is None else at_work),
         wait_s=wait_s,
         staged=np.full(len(tiers), staged),
         member_tier=np.array([t for t, tier in enumerate(tiers) for _ in tier]),
@@ -120,6 +125,25 @@ def test_bulk_service() -> None:
     p0 = 1 / (1 + q0_over_p0 / (1 - r))
     mean_waiting = p0 * q0_over_p0 * r / (1 - r) ** 2
     assert waiting[QUERIES // 10 :].mean() == pytest.approx(mean_waiting / rate, rel=0.08)
+    # one more full batch may wait at the replica, which changes nothing for anybody
+    ahead = network([[[(1, 1 / mu)]]], batch_size=b, in_flight=2, at_work=1)
+    np.testing.assert_allclose(fast.run(ahead, load(arrivals), alike(net, exponential())).done_s, found.done_s)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+@pytest.mark.parametrize("utilisation", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_batches_are_as_large_as_the_plan_expects(replicas: int, utilisation: float) -> None:
+    """What the planner bills by (`expected_batch`) against the simulator's batches, which follow the router's rules."""
+    profile = factories.profile("m", "T4", 0.01)
+    rate = utilisation * 16 * replicas / service_s(profile, 16)
+    net = replace(
+        network([[[(replicas, 1.0)]]], batch_size=16, in_flight=2 * replicas, at_work=replicas),
+        service_s=np.array([[service_s(profile, max(1, n)) for n in range(17)]]),
+    )
+    arrivals = poisson(stream(8, "arrivals"), rate, 20_000 / rate)
+    totals = fast.run_totals(net, load(arrivals), np.ones((1, 1)))
+    mean = totals.items.sum() / totals.calls.sum()
+    assert expected_batch(profile, rate, 0.0, 16, float(replicas)) == pytest.approx(mean, rel=0.1)
 
 
 def test_tandem_with_splitting() -> None:
@@ -161,6 +185,7 @@ def test_both_engines_do_the_same(seed: int, staged: bool) -> None:
         batch_size=int(rng.integers(1, 9)),
         wait_s=float(rng.choice([0.0, 0.02])),
         in_flight=int(rng.integers(1, 7)),
+        at_work=int(rng.integers(1, 7)),
         per_item=bool(rng.random() < 0.5),
         staged=staged,
         hop_s=0.003,
@@ -194,7 +219,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
 
 def test_simpy_says_the_same() -> None:
     """The same cascade as SimPy processes: other code, other library, the same times."""
-    net, queries = simulator_speed.network(500.0), simulator_speed.load(500.0, 3_000)
+    net, queries = simulator_speed.network(500.0), simulator_speed.load(650.0, 3_000)  # busy enough for batches to wait
     theirs = simulator_speed.in_simpy(net, queries)
     ours = Engine(net, queries, alike(net, np.ones(1))).run().done_s
     np.testing.assert_allclose(theirs, ours, rtol=1e-9)

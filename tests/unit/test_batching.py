@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.cascade.evaluate import route
+from coe.cost.capacity import at_work, in_flight
 from coe.records import Answer, BatchRun, Record
 from coe.router.core import RouterCore
 from coe.router.queries import Overloaded, Reply, Unanswered
@@ -159,6 +160,34 @@ def test_queries_of_many_requests_share_batches_and_every_member_is_asked_once_p
         assert len(sizes) <= len(TABLE) / 4
     escalated = [n for m, n in service.batches if m == "large"]
     assert max(escalated) > 1, "escalated queries of several batches form one"
+
+
+def test_a_batch_that_is_not_full_grows_in_the_queue_while_every_replica_is_busy() -> None:
+    service = Service(factories.cascade(first=("small",)), TABLE, batch_size=8)
+    service.faults["small"] = service.slow(0.05)
+
+    async def run() -> None:
+        queues = asyncio.ensure_future(service.core.run())
+        asked = []
+        for row in range(6):
+            asked.append(asyncio.ensure_future(service.core.ask({f"q{row}": np.array([row], dtype=np.float32)})))
+            await asyncio.sleep(0.006)
+        await asyncio.gather(*asked)
+        await service.core.close()
+        queues.cancel()
+
+    asyncio.run(run())
+    assert [n for member, n in service.batches if member == "small"] == [1, 5]
+
+
+def test_a_full_batch_waits_at_the_replica_and_one_across_a_link_is_sent_at_once() -> None:
+    assert [at_work(placement("small"), 2), in_flight(placement("small"), 2)] == [2, 4]
+    assert at_work(placement("small"), 2, is_far=True) == 4
+    service = Service(factories.cascade(first=("small",)), TABLE, batch_size=2)
+    service.faults["small"] = service.slow(0.05)
+    service.ask({"a": 0, "b": 1, "c": 2, "d": 3})
+    first, second = (r.start_s for r in service.runs if r.member == "small")
+    assert second - first < 0.04
 
 
 def test_every_call_and_every_answer_is_in_the_ledger() -> None:
