@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coe.records import Answer
 from coe.router.queries import Unanswered
 from coe.serving.auth import TokenList
-from coe.serving.headers import request_id
+from coe.serving.headers import first_headers, request_id
+from coe.serving.lanes import path_of
 from coe.serving.limits import Buckets
 from coe.serving.refusals import refusal
 from coe.types import Access
@@ -112,7 +113,7 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, address = Headers(scope=scope), scope.get("client")
+        headers, address = first_headers(scope), scope.get("client")
         visit = Visit(
             request_id(headers.get("x-request-id"), next(self._fresh_ids)), address[0] if address else "unknown"
         )
@@ -127,7 +128,7 @@ class Door:
                     MutableHeaders(scope=message)["x-request-id"] = visit.request_id
             await send(message)
 
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = path_of(scope)
         turned = self._gate.refusal(path, headers.get("authorization"), visit)
         answering = self._app if turned is None else refusal(path, turned.told, turned.status, turned.headers)
         try:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from starlette.types import Scope
+
 from coe.records import Answer
 from coe.router.queries import Unanswered
 
 _GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def first_headers(scope: Scope) -> dict[str, str]:
+    """A request's headers by their names in lower case; of those that came twice the first."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
 
 
 def request_id(asked: str | None, fresh: str) -> str:

@@ -14,6 +14,7 @@ from coe.serving import schemas
 from coe.serving.door import fresh_ids
 from coe.serving.headers import answer_headers
 from coe.serving.http_api import answer_body, asked_timeout_s, error_body, parsed_items, retry_after
+from coe.serving.lanes import Lane
 from coe.serving.service import Service, body_of, status_of, visit_of
 
 
@@ -58,8 +59,8 @@ class OwnApi:
         return Response(self._service.plan.model_dump_json(), media_type="application/json")
 
 
-def mount(api: FastAPI, service: Service) -> None:
-    """Add the routes and what the OpenAPI document says of them."""
+def mount(api: FastAPI, service: Service) -> Lane:
+    """Add the routes and what the OpenAPI document says of them. The lane leads to `/predict`."""
     own, pool = OwnApi(service, fresh_ids()), service.plan.pool
     api.add_api_route(
         "/predict",
@@ -86,3 +87,4 @@ def mount(api: FastAPI, service: Service) -> None:
     api.add_api_route("/healthz", own.healthz, response_model=schemas.Health, responses={500: broken})
     api.add_api_route("/readyz", own.readyz, response_model=schemas.Ready, responses={503: unready})
     api.add_api_route("/plan", own.plan, response_model=dict[str, Any])
+    return {"/predict": own.predict}.get

@@ -37,7 +37,7 @@ class Service:
 
 def visit_of(request: Request) -> Visit:
     """What the door noted of a request."""
-    visit: Visit = request.state.visit
+    visit: Visit = request.scope["state"]["visit"]
     return visit
 
 

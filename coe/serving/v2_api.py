@@ -15,6 +15,7 @@ from coe.serving import schemas, v2, v2_binary
 from coe.serving.door import fresh_ids
 from coe.serving.headers import answer_headers
 from coe.serving.http_api import asked_timeout_s, retry_after
+from coe.serving.lanes import Handler, Lane
 from coe.serving.service import Service, body_of, status_of, visit_of
 
 
@@ -57,8 +58,13 @@ class V2Api:
 
     async def infer(self, request: Request) -> Response:
         """Answer the items of one tensor."""
-        if (unknown := self._unknown(request)) is not None:
-            return unknown
+        return self._unknown(request) or await self._inferred(request)
+
+    def lane(self, path: str) -> Handler | None:
+        """For requests that name the model and no version, as clients do."""
+        return self._inferred if path == f"/v2/models/{self._model.name}/infer" else None
+
+    async def _inferred(self, request: Request) -> Response:
         access, framing = self._service.access, request.headers.get(v2_binary.HEADER)
         try:
             header_s = asked_timeout_s(request.headers.get("x-request-timeout-ms"))
@@ -89,8 +95,8 @@ class V2Api:
         return JSONResponse({"error": v2.unknown(self._model, name, version)}, status_code=404)
 
 
-def mount(api: FastAPI, service: Service) -> None:
-    """Add the routes and what the OpenAPI document says of them."""
+def mount(api: FastAPI, service: Service) -> Lane:
+    """Add the routes and what the OpenAPI document says of them. The lane leads to inference."""
     own = V2Api(service, fresh_ids())
     mistake: schemas.Responses = {
         400: {"model": schemas.V2Refusal, "description": "A mistake in the request"},
@@ -137,3 +143,4 @@ def mount(api: FastAPI, service: Service) -> None:
             ready_at, own.model_ready, response_model=schemas.V2ModelReady, responses=not_ready, openapi_extra=extra
         )
         api.add_api_route(path, own.model, response_model=schemas.V2Model, responses=unknown, openapi_extra=extra)
+    return own.lane
