@@ -87,11 +87,13 @@ class RouterCore:
         due_s = now + timeout_s
         waiting = [Query(i, item, now, now, loop.create_future(), due_s) for i, item in queries.items()]
         self.tiers[0].put(waiting)
-        results = await asyncio.gather(*(q.result for q in waiting), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, Unanswered):
-                raise result
-        return [r for r in results if isinstance(r, Answer | Unanswered)]
+        try:
+            return [await _told(query) for query in waiting]
+        except BaseException:  # the client went away, or a mistake of ours: nobody waits for the others either
+            for query in waiting:
+                if not query.result.cancel() and not query.result.cancelled():
+                    query.result.exception()
+            raise
 
     def _refuse_overload(self, arriving: int) -> None:
         """Raise `Overloaded` where what arrives could not be answered within the promise any more.
@@ -192,3 +194,11 @@ class RouterCore:
         self.record(answer)
         if not query.result.done():  # a client that went away is billed like any other
             query.result.set_result(answer)
+
+
+async def _told(query: Query) -> Answer | Unanswered:
+    """What became of a query."""
+    try:
+        return await query.result
+    except Unanswered as none:
+        return none

@@ -70,6 +70,7 @@ class TierQueue:
         self._pace = Pace()
         self._batches = Slots(self._most_batches())
         self._at_work = self._batches_at_work()
+        self._planned_per_s = self._per_s()
         self._changed = asyncio.Event()
         """Queries came, or a batch ended."""
 
@@ -77,17 +78,17 @@ class TierQueue:
     def capacity_per_s(self) -> float:
         """Queries per second that leave this tier when its scarcest member is never idle: as planned, or as seen if it is
         clearly less."""
-        return self._pace.of(self._planned_per_s())
+        return self._pace.of(self._planned_per_s)
 
     @property
     def batch_s(self) -> float:
         """Seconds of a replica for a full batch: as planned, longer where the tier is slower than planned."""
-        planned = self._planned_per_s()
+        planned = self._planned_per_s
         slower = planned / self._pace.of(planned) if math.isfinite(planned) else 1.0
         return self._planned_batch_s * slower
 
-    def _planned_per_s(self) -> float:
-        """Queries per second in full batches."""
+    def _per_s(self) -> float:
+        """Queries per second in full batches, as planned."""
         return min(
             sum(
                 self._replicas[p.deployment] * p.batch_size / p.full_s if p.full_s > 0 else math.inf
@@ -117,6 +118,7 @@ class TierQueue:
             self._slots[deployment].resize(in_flight(placement, replicas))
             self._batches.resize(self._most_batches())
         self._at_work = self._batches_at_work()
+        self._planned_per_s = self._per_s()
         self._changed.set()
 
     def put(self, queries: Sequence[Query]) -> None:

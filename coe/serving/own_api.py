@@ -13,7 +13,7 @@ from coe.router.queries import Overloaded, Unanswered
 from coe.serving import schemas
 from coe.serving.door import fresh_ids
 from coe.serving.headers import answer_headers
-from coe.serving.http_api import answer_body, asked_timeout_s, error_body, parsed_items, retry_after
+from coe.serving.http_api import Json, answer_body, asked_timeout_s, error_body, parsed_items, retry_after
 from coe.serving.lanes import Lane
 from coe.serving.service import Service, body_of, status_of, visit_of
 
@@ -41,7 +41,7 @@ class OwnApi:
         visit_of(request).note(answers)
         failed = any(isinstance(answer, Unanswered) for answer in answers)
         told = answer_body(list(items), answers, pool.classes)
-        return JSONResponse(told, status_code=503 if failed else 200, headers=answer_headers(answers))
+        return Json(told, status_code=503 if failed else 200, headers=answer_headers(answers))
 
     async def healthz(self) -> Response:
         """200 once the router runs and its queues move. Serve starts it after every member is ready."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI
 from ray import serve
+from ray.serve._private.constants import RAY_SERVE_USE_GRPC_BY_DEFAULT
 from ray.serve.handle import DeploymentHandle
 
 from coe.errors import InvalidInput, Problem
@@ -45,7 +46,7 @@ class Router(V2Methods):
     ) -> None:
         self._deployed = plan
         self._ledger_dir = ledger_dir
-        self._handles = handles
+        self._handles = {name: by_value(handle) for name, handle in handles.items()}
         self._scaling = scaling
         self._work = Work()
         self._now = self._fresh(plan)
@@ -119,6 +120,14 @@ class Router(V2Methods):
         await self._now.close()
         if self._before:
             await asyncio.wait(self._before, timeout=1.0)
+
+
+def by_value(handle: DeploymentHandle) -> DeploymentHandle:
+    """A handle that sends arrays along with the call, as the settings for throughput want it: Serve decides it where the handle
+    is made, which may be a driver without those settings. Arrays and replies are plain pickles."""
+    return handle.options(
+        _by_reference=not RAY_SERVE_USE_GRPC_BY_DEFAULT, request_serialization="pickle", response_serialization="pickle"
+    )
 
 
 def _plan_of(config: dict[str, Any]) -> Plan:

@@ -10,13 +10,13 @@ https://github.com/open-inference/open-inference-protocol, and Triton's extensio
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 
 from coe.errors import InvalidInput
 from coe.records import Answer
@@ -282,7 +282,7 @@ def inference_body(inference: Inference, answers: Sequence[Answer], model: Model
     told = {"model_name": model.name, "model_version": model.version, "outputs": tensors}
     if inference.request_id is not None:
         told["id"] = inference.request_id
-    text = json.dumps(told, separators=(",", ":")).encode()
+    text = orjson.dumps(told)
     return b"".join([text, *binary]), len(text) if binary else None
 
 

@@ -202,7 +202,7 @@ def test_the_request_that_the_others_break_is_a_good_one(service: Served) -> Non
         (request(shape=[-1, 2, 2]), "inputs[0].shape", "at least one item"),
         (request(shape=[True, 2, 2]), "inputs[0].shape", "must be [-1, 2, 2]"),
         (request(shape=[]), "inputs[0].shape", "must be [-1, 2, 2]"),
-        (request(shape=[10**30, 2, 2]), "inputs[0].shape", "at most 50 items"),
+        (request(shape=[10**15, 2, 2]), "inputs[0].shape", "at most 50 items"),
         (request(shape=[2, 2, 2]), "inputs[0].data", "must hold values for shape [2, 2, 2]"),
         (request(data=[1, 2, 3]), "inputs[0].data", "must hold values for shape"),
         (request(data=[[1, 2], [3]]), "inputs[0].data", "nested lists of numbers"),
