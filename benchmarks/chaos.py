@@ -83,7 +83,10 @@ class World:
     folder: Path
     port: int
     deploy: Callable[[dict[str, Any]], None]
+    settle: Callable[[], None]
+    """Returns when what was deployed last runs everywhere."""
     served: list[Plan] = field(default_factory=list)
+    """Plans that may answer now, the one deployed last at the end."""
 
     @property
     def harm(self) -> Path:
@@ -173,6 +176,7 @@ def _deploy_anew(world: World) -> None:
     smaller = world.plan.model_copy(
         update={"placements": tuple(p.model_copy(update={"batch_size": 2}) for p in world.plan.placements)}
     )
+    world.served.append(smaller)
     world.deploy(serve_config(smaller, ledger_dir=str(world.folder / "ledger"), port=world.port))
 
 
@@ -195,7 +199,8 @@ BLOWS: dict[str, Callable[[World], None]] = {
 
 
 def _row(world: World, name: str, blow: Callable[[World], None], args: argparse.Namespace) -> dict[str, Any]:
-    world.served = [world.plan]
+    world.settle()
+    world.served = world.served[-1:]
     prefix = f"{list(BLOWS).index(name)}-"
     seen, blown_s = asyncio.run(_load(world, args.rate, args.seconds, lambda: blow(world), prefix))
     right = [route(p.cascade, world.table) for p in world.served]
@@ -304,7 +309,9 @@ def _running(rate: float) -> Iterator[World]:
 
             deploy(serve_config(found, ledger_dir=str(folder / "ledger"), port=port))
             wait_until_running(state.address, 240)
-            yield World(found, table, state, folder, port, deploy)
+            yield World(
+                found, table, state, folder, port, deploy, lambda: wait_until_running(state.address, 120), [found]
+            )
         finally:
             serve.shutdown()
             ray.shutdown()
