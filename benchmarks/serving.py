@@ -46,8 +46,9 @@ from coe.types import (
 )
 
 MEMBERS = ("first", "second", "third")
-NUMBERS = {"1 KB": 52, "64 KB": 3_300}
+NUMBERS = {"1 KB": 52, "64 KB": 3_300, "600 KB": 31_000}
 """Body -> how many numbers an item has; as JSON text a number takes about 19 bytes."""
+BINARY = "as binary tensors"
 WARM_UP_S = 3.0
 SETTLE_S = 2.0
 """The proxy takes over a new application a moment after Serve calls it ready."""
@@ -99,6 +100,8 @@ def _phase(phase: str, clients: list[int], seconds: float) -> list[dict[str, Any
                     own = _closed(name, body, clients if body == PAYLOAD else clients[1:2], seconds)
                     if name.startswith("(c)") and body == PAYLOAD:
                         own.append(_open(name, body, max(r["per s"] for r in own) / 2, seconds))
+                    elif name.startswith("(c)"):
+                        own += _closed(f"{name}, {BINARY}", body, clients[1:2], seconds)
                 rows += own
     return rows
 
@@ -249,14 +252,23 @@ def running(settings: Mapping[str, str]) -> Iterator[Callable[[Callable[[], Any]
 PORT = cluster.free_port()
 
 
-def requests_of(body: str) -> list[bytes]:
-    rng = np.random.default_rng(1)
-    rows = rng.random((64, NUMBERS[body])).tolist()
-    return [request_bytes("/predict", json.dumps({"items": [{"input": row}]}).encode()) for row in rows]
+def requests_of(body: str, *, is_binary: bool = False) -> list[bytes]:
+    """Requests with an item each, as JSON or as binary tensors of the Open Inference Protocol."""
+    rows = np.random.default_rng(1).random((64, NUMBERS[body]))
+    if not is_binary:
+        return [request_bytes("/predict", json.dumps({"items": [{"input": row}]}).encode()) for row in rows.tolist()]
+    tensor = {"name": "input", "datatype": "FP32", "shape": [1, NUMBERS[body]]}
+    size = {"parameters": {"binary_data_size": 4 * NUMBERS[body]}}
+    head = json.dumps({"inputs": [{**tensor, **size}]}).encode()
+    framing = f"Inference-Header-Content-Length: {len(head)}\r\n"
+    return [
+        request_bytes("/v2/models/cascade/infer", head + row.tobytes(), "application/octet-stream", framing)
+        for row in rows.astype("<f4")
+    ]
 
 
 def _closed(what: str, body: str, clients: list[int], seconds: float) -> list[dict[str, Any]]:
-    requests, rows = requests_of(body), []
+    requests, rows = requests_of(body, is_binary=what.endswith(BINARY)), []
     closed_loop(PORT, requests, 8, WARM_UP_S)
     for count in clients:
         before = cpu_s()
