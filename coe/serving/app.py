@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
 
+from coe.ledger import LedgerLimits
 from coe.serving.labels import hosted_options, replica_options
 from coe.serving.member import HostedReplica, MemberReplica
 from coe.serving.router import Router
@@ -31,6 +32,8 @@ class CascadeArgs(BaseModel):
     plan: Plan
     ledger_dir: str | None = None
     """Folder on the router's node; None keeps no ledger."""
+    ledger: LedgerLimits = LedgerLimits()
+    """Sizes and ages of its files."""
     access: Access = Access()
     """Who may ask, how much, and whether requests are logged."""
     scaling: Scaling | None = None
@@ -51,7 +54,7 @@ def build(args: CascadeArgs) -> Application:
         graceful_shutdown_timeout_s=SHUTDOWN_S,
         ray_actor_options=replica_options(plan.offer(plan.router.node_type), 1.0),
     )
-    return router.bind(plan, args.ledger_dir, handles, args.access, args.scaling)
+    return router.bind(plan, args.ledger_dir, handles, args.access, args.scaling, args.ledger)
 
 
 def _member(plan: Plan, placement: Placement, scaling: Scaling | None) -> Application:

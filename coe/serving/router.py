@@ -15,6 +15,7 @@ from ray.serve._private.constants import RAY_SERVE_USE_GRPC_BY_DEFAULT
 from ray.serve.handle import DeploymentHandle
 
 from coe.errors import InvalidInput, Problem
+from coe.ledger import LedgerLimits
 from coe.records import Answer
 from coe.router.changing import changeable
 from coe.router.queries import Reply, Unanswered
@@ -43,9 +44,10 @@ class Router(V2Methods):
         handles: Mapping[str, DeploymentHandle],
         access: Access,
         scaling: Scaling | None = None,
+        keeping: LedgerLimits | None = None,
     ) -> None:
         self._deployed = plan
-        self._ledger_dir = ledger_dir
+        self._ledger_dir, self._keeping = ledger_dir, keeping
         self._handles = {name: by_value(handle) for name, handle in handles.items()}
         self._scaling = scaling
         self._work = Work()
@@ -60,7 +62,8 @@ class Router(V2Methods):
         if self._scaling is not None:
             followed = tuple(self._handles)
             self._work.follow(plan, self._scaling)
-        return InService(plan, self._ledger_dir, self._call, serve.get_replica_context().replica_tag, followed)
+        name = serve.get_replica_context().replica_tag
+        return InService(plan, self._ledger_dir, self._call, name, followed, self._keeping)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls it by this name
         """The web application of this replica."""
