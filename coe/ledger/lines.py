@@ -3,7 +3,7 @@
 header: {"kind", "version", "plan", "started_s", "part", "records_before"}, the last two the number of the file in its ledger
     (from 1) and how many records the files before it hold; absent in files of version 1, which were a whole ledger each.
 N, B, A: a record (`NodeSpan`, `BatchRun`, `Answer`) with its fields in their order.
-L: records that could not be written: first and last instant, numbers of spans, runs and answers, why.
+L: records that could not be written: first and last instant, how many by letter, why.
 D: a file that was deleted as `keep_days` says: its name, its bytes.
 E: the end: records in this file, "rotated" or "closed". A file without it is still written to, or its writer was killed.
 """
@@ -23,7 +23,15 @@ READABLE = (1, 2)
 LETTERS: dict[str, type[Record]] = {"N": NodeSpan, "B": BatchRun, "A": Answer}
 _LETTER_OF = {kind: letter for letter, kind in LETTERS.items()}
 _VALUES = {kind: attrgetter(*(f.name for f in fields(kind))) for kind in _LETTER_OF}
-_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float, int), "bool": (bool,)}
+_INSTANTS = ("done_s", "start_s", "at_s")
+"""Fields of records that say when they were made, as far as a count of lost ones needs to know."""
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float, int),
+    "bool": (bool,),
+    "dict": (dict,),
+}
 _json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -50,7 +58,7 @@ class Lost:
     why: str = ""
     start_s: float = 0.0
     end_s: float = 0.0
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LETTERS, 0))
+    counts: dict[str, int] = field(default_factory=dict)
 
     @property
     def records(self) -> int:
@@ -59,9 +67,10 @@ class Lost:
 
     def add(self, record: Record, why: str) -> None:
         """Count one more."""
-        at_s = record.done_s if isinstance(record, Answer) else record.start_s
+        at_s = next(float(getattr(record, name)) for name in _INSTANTS if hasattr(record, name))
         self.start_s, self.end_s = (min(self.start_s, at_s), max(self.end_s, at_s)) if self.records else (at_s, at_s)
-        self.counts[_LETTER_OF[type(record)]] += 1
+        letter = _LETTER_OF[type(record)]
+        self.counts[letter] = self.counts.get(letter, 0) + 1
         self.why = why
 
 
@@ -93,7 +102,7 @@ def remark_line(remark: Remark) -> str:
         return _json(("E", remark.records, remark.why)) + "\n"
     if isinstance(remark, Deleted):
         return _json(("D", remark.name, remark.bytes)) + "\n"
-    return _json(("L", remark.start_s, remark.end_s, *remark.counts.values(), remark.why)) + "\n"
+    return _json(("L", remark.start_s, remark.end_s, remark.counts, remark.why)) + "\n"
 
 
 def understood(data: object) -> Record | Remark | str:
@@ -106,9 +115,10 @@ def understood(data: object) -> Record | Remark | str:
         return End(*values)
     if letter == "D" and _fit(values, ("str", "int")):
         return Deleted(*values)
-    if letter == "L" and _fit(values, ("float", "float", *["int"] * len(LETTERS), "str")):
-        start_s, end_s, *counts, why = values
-        return Lost(why, start_s, end_s, dict(zip(LETTERS, counts, strict=True)))
+    if letter == "L" and _fit(values, ("float", "float", "dict", "str")):
+        start_s, end_s, counts, why = values
+        if _fit(list(counts.values()), ["int"] * len(counts)):
+            return Lost(why, start_s, end_s, counts)
     kind = LETTERS.get(letter) if isinstance(letter, str) else None
     if kind is None:
         return f"must be a record ({', '.join(LETTERS)})"

@@ -271,7 +271,7 @@ def _together(one: Lost, other: Lost) -> Lost:
     """Both as one."""
     if not one.records or not other.records:
         return one if one.records else other
-    counts = {letter: one.counts[letter] + other.counts[letter] for letter in one.counts}
+    counts = {k: one.counts.get(k, 0) + other.counts.get(k, 0) for k in {**one.counts, **other.counts}}
     return Lost(other.why, min(one.start_s, other.start_s), max(one.end_s, other.end_s), counts)
 
 
