@@ -349,8 +349,8 @@ def _alarms(plan: Plan, view: LiveView) -> Iterable[str]:
 def report_so_far(running: Running, notes: Sequence[str] = ()) -> Report:
     """What `coe.report.summarise` says of a ledger of the records so far, without a client's view; from the sums alone.
 
-    notes: what else a reader should know. Response times are within `ACCURACY`, and a note says so. Raises `InvalidInput` where nothing was recorded, and where the
-    service has several routers, since one knows only its own answers.
+    notes: what else a reader should know. Response times are within `ACCURACY`, and a note says so. Raises `InvalidInput` where
+    nothing was recorded, and where the service has several routers, since one knows only its own answers.
     """
     plan, total = running.plan, running.total()
     if plan.router.replicas > 1:
