@@ -23,6 +23,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from coe.records import Answer, Record
+from coe.router.listening import Listener
 from coe.router.queries import Batch, Call, Overloaded, Query, Unanswered
 from coe.router.tier import TierQueue
 from coe.table import Decision
@@ -54,6 +55,7 @@ class RouterCore:
         note_failure: Callable[[str, Exception], None] = lambda _deployment, _error: None,
         note_answered: Callable[[str], None] = lambda _deployment: None,
         note_batch: Callable[[int, Sequence[float]], None] = lambda _tier, _waited_s: None,
+        listener: Listener | None = None,
     ) -> None:
         """far: deployments across a link."""
         self.class_names = tuple(class_names)
@@ -69,6 +71,7 @@ class RouterCore:
         self.note_failure = note_failure
         self.note_answered = note_answered
         self.note_batch = note_batch
+        self.listener = listener
         by_member: dict[str, list[Placement]] = {}
         for placement in placements:
             by_member.setdefault(placement.member, []).append(placement)
@@ -86,6 +89,8 @@ class RouterCore:
         loop = asyncio.get_running_loop()
         due_s = now + timeout_s
         waiting = [Query(i, item, now, now, loop.create_future(), due_s) for i, item in queries.items()]
+        if self.listener is not None:
+            self.listener.arrived(waiting)
         self.tiers[0].put(waiting)
         try:
             return [await _told(query) for query in waiting]
@@ -179,19 +184,26 @@ class RouterCore:
                 query.queued_s = now
                 deferred.append(query)
         if deferred:
+            if self.listener is not None:
+                self.listener.passed_on(number, deferred)
             self.tiers[number + 1].put(deferred)
 
     def _finish(self, query: Query, answer: Answer | None) -> None:
         """Give a query its answer, or the fallback it has, or fail it; each is recorded once."""
         now = self.clock()
         if answer is None:
-            self.record(Answer(query.query_id, query.arrival_s, now, -1, MISSING_VOTE, 0.0, True, "failed"))
+            failed = Answer(query.query_id, query.arrival_s, now, -1, MISSING_VOTE, 0.0, True, "failed")
+            self.record(failed)
+            if self.listener is not None:
+                self.listener.ended(query, failed)
             if not query.result.done():
                 query.result.set_exception(Unanswered(query.query_id))
             return
         if answer is query.fallback:
             answer = replace(answer, done_s=now, degraded=True, status="fallback")
         self.record(answer)
+        if self.listener is not None:
+            self.listener.ended(query, answer)
         if not query.result.done():  # a client that went away is billed like any other
             query.result.set_result(answer)
 

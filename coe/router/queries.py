@@ -66,3 +66,5 @@ class Query:
     fallback: Answer | None = field(default=None)
     heard: dict[str, Probabilities | None] = field(default_factory=dict)
     """Member -> its probabilities (classes,), or None where it failed; kept only where a later tier carries."""
+    trace: object = None
+    """Of the core's listener, if there is one."""

@@ -135,6 +135,8 @@ class TierQueue:
             if batch:
                 now = self._core.clock()
                 self._core.note_batch(self.number, [now - query.queued_s for query in batch])
+                if self._core.listener is not None:
+                    self._core.listener.batched(self.number, batch)
                 self.under_way += len(batch)
                 self._core.start(self._serve(batch, give_back))
             else:
