@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from coe.serving.live_page import Watch
 from coe.serving.meter import Meter
 from coe.serving.readiness import Readiness
 from coe.types import Placement, Plan
+
+if TYPE_CHECKING:
+    from coe.serving.tracing import QueryTracing
 
 FLUSH_S = 0.5
 """A killed router loses at most what was recorded since the last flush."""
@@ -43,6 +47,7 @@ class InService:
         router: str,
         followed: Collection[str] = (),
         keeping: LedgerLimits | None = None,
+        tracing: QueryTracing | None = None,
     ) -> None:
         """call: asks a placement's replicas.   router: how this one is called among several.   followed: deployments whose
         replicas come and go.   keeping: sizes and ages of the ledger's files."""
@@ -64,9 +69,10 @@ class InService:
             far=plan.far,
             call=self._metered,
             clock=time.time,
-            record=self._meter.record,
+            record=self._meter.record if tracing is None else tracing.recording(self._meter.record),
             note_failure=self._note_failure,
             note_answered=self.readiness.answered,
+            listener=tracing,
         )
         self._background: tuple[asyncio.Task[None], ...] = ()
 

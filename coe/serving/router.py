@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,7 @@ from coe.serving.door import Gate, access_logger
 from coe.serving.in_service import InService
 from coe.serving.scaling_policy import Work
 from coe.serving.service import Service
+from coe.serving.telemetry import Tracing, provider_of
 from coe.serving.v2_rpc import V2Methods, V2Rpc
 from coe.serving.web import application
 from coe.types import Access, Placement, Plan, Scaling
@@ -45,9 +47,11 @@ class Router(V2Methods):
         access: Access,
         scaling: Scaling | None = None,
         keeping: LedgerLimits | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._deployed = plan
         self._ledger_dir, self._keeping = ledger_dir, keeping
+        self._spans = provider_of(tracing, os.environ)
         self._handles = {name: by_value(handle) for name, handle in handles.items()}
         self._scaling = scaling
         self._work = Work()
@@ -55,7 +59,13 @@ class Router(V2Methods):
         self._before: set[asyncio.Task[None]] = set()
         self._service = Service(plan, access, self._ask, self._is_alive, self._missing, self._now.watch)
         self._gate = Gate(access, time.monotonic)
-        self._rpc = V2Rpc(self._service, self._gate, access_logger() if access.access_log else None, time.monotonic)
+        sink = access_logger() if access.access_log else None
+        self._rpc = V2Rpc(self._service, self._gate, sink, time.monotonic)
+        if self._spans is not None:
+            from coe.serving.tracing import TracedRpc
+
+            tracer = self._spans.get_tracer("coe")
+            self._rpc = TracedRpc(self._service, self._gate, sink, time.monotonic, tracer=tracer)
 
     def _fresh(self, plan: Plan) -> InService:
         followed: tuple[str, ...] = ()
@@ -63,11 +73,21 @@ class Router(V2Methods):
             followed = tuple(self._handles)
             self._work.follow(plan, self._scaling)
         name = serve.get_replica_context().replica_tag
-        return InService(plan, self._ledger_dir, self._call, name, followed, self._keeping)
+        tracing = None
+        if self._spans is not None:
+            from coe.serving.tracing import QueryTracing
+
+            tracing = QueryTracing(self._spans.get_tracer("coe"), time.time)
+        return InService(plan, self._ledger_dir, self._call, name, followed, self._keeping, tracing)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls it by this name
         """The web application of this replica."""
-        return application(self._service, names_responses=False, gate=self._gate)  # Serve names them
+        api = application(self._service, names_responses=False, gate=self._gate)  # Serve names them
+        if self._spans is not None:
+            from coe.serving.tracing import Traced
+
+            api.add_middleware(Traced, tracer=self._spans.get_tracer("coe"))
+        return api
 
     async def reconfigure(self, config: dict[str, Any] | None, rank: Any = None) -> None:
         """Go over to the plan in `user_config`, live: what has come is answered by the old one, what comes by the new one.
@@ -123,6 +143,8 @@ class Router(V2Methods):
         await self._now.close()
         if self._before:
             await asyncio.wait(self._before, timeout=1.0)
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.shutdown)  # which sends what is left
 
 
 def by_value(handle: DeploymentHandle) -> DeploymentHandle:
