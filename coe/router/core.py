@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 
 from coe.records import Answer, Record
 from coe.router.listening import Listener
-from coe.router.queries import Batch, Call, Overloaded, Query, Unanswered
+from coe.router.queries import Answers, Batch, Call, Overloaded, Query, Unanswered
+from coe.router.spending import Spending
 from coe.router.tier import TierQueue
 from coe.table import Decision
 from coe.types import ABSTAINED, MISSING_VOTE, Cascade, Placement
@@ -56,6 +57,7 @@ class RouterCore:
         note_answered: Callable[[str], None] = lambda _deployment: None,
         note_batch: Callable[[int, Sequence[float]], None] = lambda _tier, _waited_s: None,
         listener: Listener | None = None,
+        usd_per_busy_s: Mapping[str, float] | None = None,
     ) -> None:
         """far: deployments across a link."""
         self.class_names = tuple(class_names)
@@ -72,6 +74,7 @@ class RouterCore:
         self.note_answered = note_answered
         self.note_batch = note_batch
         self.listener = listener
+        self.spending = None if usd_per_busy_s is None else Spending(usd_per_busy_s)
         by_member: dict[str, list[Placement]] = {}
         for placement in placements:
             by_member.setdefault(placement.member, []).append(placement)
@@ -93,12 +96,15 @@ class RouterCore:
             self.listener.arrived(waiting)
         self.tiers[0].put(waiting)
         try:
-            return [await _told(query) for query in waiting]
+            answers = Answers([await _told(query) for query in waiting])
         except BaseException:  # the client went away, or a mistake of ours: nobody waits for the others either
             for query in waiting:
                 if not query.result.cancel() and not query.result.cancelled():
                     query.result.exception()
             raise
+        if self.spending is not None:
+            answers.spent = tuple(replace(q.spent) for q in waiting)
+        return answers
 
     def _refuse_overload(self, arriving: int) -> None:
         """Raise `Overloaded` where what arrives could not be answered within the promise any more.

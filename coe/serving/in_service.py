@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from coe.cost.model import usd_per_busy_s
 from coe.ledger import Ledger, LedgerLimits
 from coe.records import Answer
 from coe.router.core import RouterCore
@@ -73,6 +74,7 @@ class InService:
             note_failure=self._note_failure,
             note_answered=self.readiness.answered,
             listener=tracing,
+            usd_per_busy_s={p.deployment: usd_per_busy_s(plan.offer(p.node_type), p.share) for p in plan.placements},
         )
         self._background: tuple[asyncio.Task[None], ...] = ()
 
