@@ -47,12 +47,12 @@ class OwnApi:
         return Json(told, status_code=503 if failed else 200, headers=answer_headers(answers))
 
     async def healthz(self) -> Response:
-        """200 once the router runs and its queues move. Serve starts it after every member is ready."""
+        """200 while the router runs and its queues move: no reason to restart it. Members may still be starting: see `readyz`."""
         is_alive = self._service.is_alive()
         return JSONResponse({"status": "ok" if is_alive else "broken"}, status_code=200 if is_alive else 500)
 
     async def readyz(self) -> Response:
-        """200 while every tier can form its quorum, else 503 and what is missing."""
+        """200 while every tier can form its quorum of members that have started and answer, else 503 and what is missing."""
         missing = self._service.missing()
         body = {"status": "not ready" if missing else "ready", "missing": missing}
         return JSONResponse(body, status_code=503 if missing else 200)

@@ -21,9 +21,11 @@ from coe.records import Answer
 from coe.router.changing import changeable
 from coe.router.queries import Reply, Unanswered
 from coe.serving.door import Gate, access_logger
+from coe.serving.following import running_replicas
 from coe.serving.in_service import InService
 from coe.serving.scaling_policy import Work
 from coe.serving.service import Service
+from coe.serving.starting import Starting
 from coe.serving.telemetry import Tracing, provider_of
 from coe.serving.v2_rpc import V2Methods, V2Rpc
 from coe.serving.web import application
@@ -55,7 +57,9 @@ class Router(V2Methods):
         self._handles = {name: by_value(handle) for name, handle in handles.items()}
         self._scaling = scaling
         self._work = Work()
+        application_name = serve.get_replica_context().app_name
         self._now = self._fresh(plan)
+        self._starting = Starting(handles, lambda: running_replicas(application_name))
         self._before: set[asyncio.Task[None]] = set()
         self._service = Service(plan, access, self._ask, self._is_alive, self._missing, self._now.watch)
         self._gate = Gate(access, time.monotonic)
@@ -131,7 +135,7 @@ class Router(V2Methods):
         return self._now.is_alive
 
     def _missing(self) -> list[str]:
-        return self._now.readiness.missing()
+        return self._now.readiness.missing(self._starting.look())
 
     def check_health(self) -> None:
         """For Ray Serve, which restarts a router whose queues have stopped."""
