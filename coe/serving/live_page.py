@@ -29,6 +29,7 @@ from coe.serving import schemas
 from coe.serving.http_api import error_body, refused
 from coe.serving.ledger_state import ledger_exposition, ledger_notes
 from coe.serving.metrics import CONTENT_TYPE, exposition
+from coe.serving.process_state import process_exposition
 from coe.types import Plan
 
 FRESH_S = 0.5
@@ -71,9 +72,10 @@ class Watch:
         """The report of everything so far. Raises `InvalidInput` where there is none; see `report_so_far`."""
         return report_so_far(self.running, ledger_notes(self._ledger()))
 
-    def metrics(self) -> bytes:
-        """What Prometheus reads."""
-        return exposition(self.running, self._seen()) + ledger_exposition(self._ledger(), self._router)
+    def metrics(self, tasks: int = 0) -> bytes:
+        """What Prometheus reads. tasks: of the event loop."""
+        own = process_exposition(tasks, self._router)
+        return exposition(self.running, self._seen()) + ledger_exposition(self._ledger(), self._router) + own
 
     def _seen(self) -> LiveView:
         view = live_view(
@@ -127,7 +129,7 @@ def mount(api: FastAPI, watch: Callable[[], Watch]) -> None:
 
     async def metrics() -> Response:
         """For Prometheus."""
-        return Response(watch().metrics(), headers={"content-type": CONTENT_TYPE})
+        return Response(watch().metrics(len(asyncio.all_tasks())), headers={"content-type": CONTENT_TYPE})
 
     async def report(request: Request) -> Response:
         """The report of everything so far: JSON, or HTML for those who ask for `format=html` or accept it first."""

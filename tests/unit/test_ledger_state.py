@@ -11,6 +11,7 @@ from coe import files
 from coe.cli.main import run
 from coe.ledger import Ledger, LedgerLimits, LedgerState
 from coe.serving.live_page import Watch
+from coe.serving.process_state import process_exposition
 from tests import report_case as case
 
 
@@ -76,3 +77,15 @@ def test_the_report_says_what_is_missing_from_a_ledger_of_several_files(
     assert f"run: run_00002.jsonl is missing; {third} records are not there." in said
     assert f"{third} answers or records are missing from the ledger" in said
     assert "The ledger is not closed: the router runs, or was killed" in said
+
+
+def test_what_the_router_takes_is_told_as_far_as_the_system_tells(tmp_path: Path) -> None:
+    told = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(process_exposition(7, "r1").decode())
+        for sample in family.samples
+    }
+    assert told["coe_router_tasks"] == 7
+    assert told["coe_router_resident_bytes"] > 1e6
+    assert told["coe_router_open_files"] >= 3
+    assert b"coe_router_resident_bytes" not in process_exposition(7, "r1", tmp_path)
