@@ -90,7 +90,7 @@ class Router(V2Methods):
         if self._spans is not None:
             from coe.serving.tracing import Traced
 
-            api.add_middleware(Traced, tracer=self._spans.get_tracer("coe"))
+            api.front = Traced(api.front, tracer=self._spans.get_tracer("coe"))
         return api
 
     async def reconfigure(self, config: dict[str, Any] | None, rank: Any = None) -> None:

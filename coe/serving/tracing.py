@@ -29,12 +29,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from coe.records import Answer, BatchRun, Record
 from coe.router.queries import Query
 from coe.serving.door import Gate
+from coe.serving.lanes import path_of
 from coe.serving.service import Service
 from coe.serving.v2_messages import SERVICE
 from coe.serving.v2_messages import Message as Rpc
 from coe.serving.v2_rpc import V2Rpc
 
 NANO = 1e9
+UNROUTED = frozenset({401, 404, 405, 429})
+"""Statuses of requests whose path may be anything."""
 _parents = TraceContextTextMapPropagator()
 
 
@@ -194,24 +197,21 @@ class Traced:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
+                _name(span, scope, message["status"])
                 span.set_attribute("http.response.status_code", message["status"])
                 if message["status"] >= 500:
                     span.set_status(Status(StatusCode.ERROR))
             await send(message)
 
         with trace.use_span(span, end_on_exit=True):
-            try:
-                await self._app(scope, receive, sending)
-            finally:
-                _name(span, scope)
+            await self._app(scope, receive, sending)
 
 
-def _name(span: Span, scope: Scope) -> None:
-    """Name a span by the route, which is one of few, and give it the id that the logs have."""
-    route = getattr(scope.get("route"), "path", None)
-    if route is not None:
-        span.update_name(f"POST {route}")
-        span.set_attribute("http.route", route)
+def _name(span: Span, scope: Scope, status: int) -> None:
+    """Name a span by its path, if that is one that is served, of which there are few; and give it the id that the logs have."""
+    if status not in UNROUTED:
+        span.update_name(f"POST {path_of(scope)}")
+        span.set_attribute("http.route", path_of(scope))
     visit = scope.get("state", {}).get("visit")
     if visit is not None:
         span.set_attribute("coe.request_id", visit.request_id)

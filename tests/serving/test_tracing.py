@@ -58,7 +58,7 @@ class World:
         )
         self.service = Service(PLAN, Access(), self._ask, lambda: True, list)
         self.api = application(self.service)
-        self.api.add_middleware(Traced, tracer=self.tracer)
+        self.api.front = Traced(self.api.front, tracer=self.tracer)
 
     async def _ask(self, items: Mapping[str, np.ndarray], timeout_s: float) -> Any:
         return await self.core.ask(items, timeout_s=timeout_s)
