@@ -18,10 +18,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ LEAST_S = 300.0
 REFUSED = 0.01
 """Share of queries that may be refused, since other work on the machine slows members."""
 PILED_UP = 100
-"""So many more open files or tasks at the end than at half-time are a pile."""
+"""So many more open files or tasks in the last quarter than in the one before are a pile."""
 KIB = 1024
 
 
@@ -108,14 +109,20 @@ def _row(kind: str, samples: Sequence[Sample], rate: float, bound: float) -> dic
         "grows": slope.certain_per_s / rate > bound,
         "files": f"{late[0].files[kind]} → {samples[-1].files[kind]}",
         "threads": f"{late[0].threads[kind]} → {samples[-1].threads[kind]}",
+        "tasks": f"{late[0].tasks} → {samples[-1].tasks}" if kind == "router" else "",
     }
 
 
 def _piles(samples: Sequence[Sample]) -> list[str]:
-    """Kinds of process whose files have piled up, and the router if its tasks have."""
-    half, last = second_half(samples)[0], samples[-1]
-    found = [f"open files of {k} pile up" for k in KINDS if last.files[k] - half.files[k] > PILED_UP]
-    return found + (["tasks of the router pile up"] if last.tasks - half.tasks > PILED_UP else [])
+    """Kinds of process whose files have piled up, and the router if its tasks have: medians of the last two quarters."""
+    late = second_half(samples)
+    third, last = late[: len(late) // 2], late[len(late) // 2 :]
+
+    def rises(value: Callable[[Sample], int]) -> bool:
+        return median(map(value, last)) - median(map(value, third)) > PILED_UP
+
+    found = [f"open files of {k} pile up" for k in KINDS if rises(lambda s, k=k: s.files[k])]  # type: ignore[misc]
+    return found + (["tasks of the router pile up"] if rises(lambda s: s.tasks) else [])
 
 
 def _missing(service: Service, *loads: Load) -> list[str]:
@@ -138,10 +145,10 @@ def _summary(load: Load, samples: Sequence[Sample]) -> str:
     late = len(load.latency_s) // 2
     first, second = (1000 * float(np.quantile(part, 0.99)) for part in (load.latency_s[:late], load.latency_s[late:]))
     last = samples[-1]
+    answered, refused = load.statuses.get(200, 0), load.statuses.get(503, 0)
     return (
-        f"{load.statuses.get(200, 0):,} answers and {load.statuses.get(503, 0):,} refusals in {last.at_s:.0f} s, p99 {first:.0f} ms in the first half and {second:.0f} ms in"
-        f" the second; ledger {last.ledger_bytes / KIB**2:.1f} MiB in {last.ledger_files} files;"
-        f" tasks of the router {samples[0].tasks} → {last.tasks}"
+        f"{answered:,} answers and {refused:,} refusals in {last.at_s:.0f} s; p99 {first:.0f} ms in the first half and"
+        f" {second:.0f} ms in the second; ledger {last.ledger_bytes / KIB**2:.1f} MiB in {last.ledger_files} files"
     )
 
 

@@ -76,9 +76,9 @@ class Watcher:
         self._thread.join()
 
     def _look_for_ever(self) -> None:
-        began_s, known = time.monotonic(), self.pids()
+        began_s = time.monotonic()
         while True:
-            self.samples.append(self._look(time.monotonic() - began_s, known))
+            self.samples.append(self._look(time.monotonic() - began_s, self.pids()))
             if self._stop.wait(self.every_s):
                 return
 
