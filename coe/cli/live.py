@@ -324,7 +324,8 @@ def report(
         written.records,
         bench=None if bench is None else files.read(bench, Bench),
         table=None if predictions is None else files.read_predictions(predictions),
-        unaccounted=written.torn_lines,
+        unaccounted=written.unaccounted,
+        ledger_notes=written.notes,
     )
     text = _rendered(result, form)
     if out is None:

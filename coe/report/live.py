@@ -346,11 +346,11 @@ def _alarms(plan: Plan, view: LiveView) -> Iterable[str]:
 # --- The report of the ledger so far ----------------------------------------------------------------------------------
 
 
-def report_so_far(running: Running) -> Report:
+def report_so_far(running: Running, notes: Sequence[str] = ()) -> Report:
     """What `coe.report.summarise` says of a ledger of the records so far, without a client's view; from the sums alone.
 
-    Response times are within `ACCURACY`, and a note says so. Raises `InvalidInput` where nothing was recorded, and where the
-    service has several routers, since one knows only its own answers.
+    notes: what else a reader should know. Response times are within `ACCURACY`, and a note says so. Raises `InvalidInput` where
+    nothing was recorded, and where the service has several routers, since one knows only its own answers.
     """
     plan, total = running.plan, running.total()
     if plan.router.replicas > 1:
@@ -374,7 +374,7 @@ def report_so_far(running: Running) -> Report:
     bill = bill_of(plan, running.rented(window.end_s), total.calls, total.answers, window)
     result = assembled(plan, window, served, _latency(running, total), bill, total.answered, Quality())
     off = f"Response times are counted in buckets, so quantiles are within {100 * ACCURACY:g}%."
-    return result.model_copy(update={"notes": (*result.notes, off)})
+    return result.model_copy(update={"notes": (*result.notes, *notes, off)})
 
 
 def _latency(running: Running, total: Tally) -> Latency | None:

@@ -65,12 +65,14 @@ def summarise(
     bench: Bench | None = None,
     table: PredictionTable | None = None,
     unaccounted: int = 0,
+    ledger_notes: Sequence[str] = (),
 ) -> Report:
     """The report of a plan's service over the bench's window, or over the whole ledger without one.
 
     `table` holds recorded predictions of the served items (matched by id): with it the report compares accuracy with
     the best single model and the reference, checks the certificate's claim, and compares every live answer with
-    `route`. `unaccounted` is the number of ledger records known to be lost, such as torn lines.
+    `route`. `unaccounted` is the number of ledger records known to be lost, such as torn lines;
+    `ledger_notes` says what is missing from it, in words.
 
     Raises `InvalidInput` for an empty ledger, and for records that cannot be this plan's.
     """
@@ -95,6 +97,7 @@ def summarise(
             observed=asked.accuracy,
             by_tier=_accuracy_by_tier(plan, asked),
         ),
+        ledger_notes,
     )
 
 
@@ -119,6 +122,7 @@ def assembled(
     bill: tuple[Mapping[str, NodeRow], tuple[CallRow, ...]],
     answered: Sequence[int],
     quality: Quality,
+    ledger_notes: Sequence[str] = (),
 ) -> Report:
     """The report from what was counted: the bill's rows, and how many queries each tier answered."""
     nodes, calls = bill
@@ -152,7 +156,7 @@ def assembled(
         calls=calls,
         nodes=tuple(nodes.values()),
         comparisons=tuple(_comparisons(plan, costs, quality.rows, tiers, calls)),
-        notes=tuple(_notes(plan, served, latency, tuple(nodes.values()), calls, window, against)),
+        notes=(*_notes(plan, served, latency, tuple(nodes.values()), calls, window, against), *ledger_notes),
     )
 
 

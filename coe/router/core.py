@@ -23,7 +23,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from coe.records import Answer, Record
-from coe.router.queries import Batch, Call, Overloaded, Query, Unanswered
+from coe.router.listening import Listener
+from coe.router.queries import Answers, Batch, Call, Overloaded, Query, Unanswered
+from coe.router.spending import Spending
 from coe.router.tier import TierQueue
 from coe.table import Decision
 from coe.types import ABSTAINED, MISSING_VOTE, Cascade, Placement
@@ -54,6 +56,8 @@ class RouterCore:
         note_failure: Callable[[str, Exception], None] = lambda _deployment, _error: None,
         note_answered: Callable[[str], None] = lambda _deployment: None,
         note_batch: Callable[[int, Sequence[float]], None] = lambda _tier, _waited_s: None,
+        listener: Listener | None = None,
+        usd_per_busy_s: Mapping[str, float] | None = None,
     ) -> None:
         """far: deployments across a link."""
         self.class_names = tuple(class_names)
@@ -69,6 +73,8 @@ class RouterCore:
         self.note_failure = note_failure
         self.note_answered = note_answered
         self.note_batch = note_batch
+        self.listener = listener
+        self.spending = None if usd_per_busy_s is None else Spending(usd_per_busy_s)
         by_member: dict[str, list[Placement]] = {}
         for placement in placements:
             by_member.setdefault(placement.member, []).append(placement)
@@ -86,14 +92,19 @@ class RouterCore:
         loop = asyncio.get_running_loop()
         due_s = now + timeout_s
         waiting = [Query(i, item, now, now, loop.create_future(), due_s) for i, item in queries.items()]
+        if self.listener is not None:
+            self.listener.arrived(waiting)
         self.tiers[0].put(waiting)
         try:
-            return [await _told(query) for query in waiting]
+            answers = Answers([await _told(query) for query in waiting])
         except BaseException:  # the client went away, or a mistake of ours: nobody waits for the others either
             for query in waiting:
                 if not query.result.cancel() and not query.result.cancelled():
                     query.result.exception()
             raise
+        if self.spending is not None:
+            answers.spent = tuple(replace(q.spent) for q in waiting)
+        return answers
 
     def _refuse_overload(self, arriving: int) -> None:
         """Raise `Overloaded` where what arrives could not be answered within the promise any more.
@@ -179,19 +190,26 @@ class RouterCore:
                 query.queued_s = now
                 deferred.append(query)
         if deferred:
+            if self.listener is not None:
+                self.listener.passed_on(number, deferred)
             self.tiers[number + 1].put(deferred)
 
     def _finish(self, query: Query, answer: Answer | None) -> None:
         """Give a query its answer, or the fallback it has, or fail it; each is recorded once."""
         now = self.clock()
         if answer is None:
-            self.record(Answer(query.query_id, query.arrival_s, now, -1, MISSING_VOTE, 0.0, True, "failed"))
+            failed = Answer(query.query_id, query.arrival_s, now, -1, MISSING_VOTE, 0.0, True, "failed")
+            self.record(failed)
+            if self.listener is not None:
+                self.listener.ended(query, failed)
             if not query.result.done():
                 query.result.set_exception(Unanswered(query.query_id))
             return
         if answer is query.fallback:
             answer = replace(answer, done_s=now, degraded=True, status="fallback")
         self.record(answer)
+        if self.listener is not None:
+            self.listener.ended(query, answer)
         if not query.result.done():  # a client that went away is billed like any other
             query.result.set_result(answer)
 

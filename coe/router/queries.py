@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from coe.records import Answer
-from coe.types import Placement, Probabilities
+from coe.router.spending import Spent
+from coe.types import FloatArray, Placement, Probabilities, Tokens
 
 Batch = np.ndarray
 
@@ -27,6 +28,10 @@ class Reply:
     node: str = ""
     fee_usd: float = 0.0
     """What the call cost beside machines."""
+    item_fees_usd: FloatArray | None = None
+    """(items,): the same by item; None where nobody knows, and all items share it."""
+    tokens: Tokens | None = None
+    """(items, 2) prompt and completion tokens, None where nobody counts them."""
 
 
 Call = Callable[[Placement, Batch], Awaitable[Reply]]
@@ -52,6 +57,13 @@ class Overloaded(Exception):
         self.retry_after_s = retry_after_s
 
 
+class Answers(list["Answer | Unanswered"]):
+    """The answers to a request, in its order, and what the calls of each item took by then."""
+
+    spent: tuple[Spent, ...] = ()
+    """Empty where the core has no prices."""
+
+
 @dataclass
 class Query:
     """A query on its way through the tiers."""
@@ -66,3 +78,6 @@ class Query:
     fallback: Answer | None = field(default=None)
     heard: dict[str, Probabilities | None] = field(default_factory=dict)
     """Member -> its probabilities (classes,), or None where it failed; kept only where a later tier carries."""
+    spent: Spent = field(default_factory=Spent)
+    trace: object = None
+    """Of the core's listener, if there is one."""

@@ -135,6 +135,8 @@ class TierQueue:
             if batch:
                 now = self._core.clock()
                 self._core.note_batch(self.number, [now - query.queued_s for query in batch])
+                if self._core.listener is not None:
+                    self._core.listener.batched(self.number, batch)
                 self.under_way += len(batch)
                 self._core.start(self._serve(batch, give_back))
             else:
@@ -347,19 +349,25 @@ class TierQueue:
             if not len(still):
                 return still, None
             heard.called[member] = turn, self._core.clock()
-            return still, await self._called(placement, heard.items[still], float(heard.due_s[still].max()))
+            queries = [heard.batch[row] for row in still]
+            return still, await self._called(placement, heard.items[still], float(heard.due_s[still].max()), queries)
         finally:
             give_back()
 
-    async def _called(self, placement: Placement, items: Batch, due_s: float) -> Probabilities | None:
+    async def _called(
+        self, placement: Placement, items: Batch, due_s: float, queries: Sequence[Query]
+    ) -> Probabilities | None:
         """A member's probabilities, or None; the call is billed whatever becomes of it, also after it is late."""
         start = self._core.clock()
-        status, busy_s, fee_usd, probs = "failed", None, 0.0, None
+        status, busy_s, fee_usd, probs, sound = "failed", None, 0.0, None, None
+        for query in queries if self._core.spending is not None else ():
+            query.spent.begun(placement)
         try:
             reply = await self._core.call(placement, items)
             busy_s, fee_usd = reply.busy_s, reply.fee_usd
             if _is_sound(reply.probs, len(items), self._core.classes):
                 status, probs = ("late", None) if self._core.clock() > due_s else ("ok", reply.probs)
+                sound = reply
             else:
                 self._core.note_failure(placement.deployment, Garbage(_described(reply.probs)))
         except asyncio.CancelledError:
@@ -370,7 +378,10 @@ class TierQueue:
         finally:
             # a replica that died cannot say how long it was busy: all the time counts; a hosted model keeps no machine of ours
             whole = 0.0 if placement.api else self._core.clock() - start
-            self._record(placement, len(items), start, whole if busy_s is None else busy_s, status, fee_usd)
+            busy_s = whole if busy_s is None else busy_s
+            self._record(placement, len(items), start, busy_s, status, fee_usd)
+            if self._core.spending is not None:
+                self._core.spending.ended(placement, queries, busy_s, fee_usd, sound)
         return probs
 
     def _record(

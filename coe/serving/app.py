@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
 
+from coe.ledger import LedgerLimits
 from coe.serving.labels import hosted_options, replica_options
 from coe.serving.member import HostedReplica, MemberReplica
 from coe.serving.router import Router
 from coe.serving.scaling_policy import ROUTER, member_options, router_options
+from coe.serving.telemetry import Tracing
 from coe.types import Access, Placement, Plan, Scaling
 
 MEMBER_QUEUE = 8
@@ -31,6 +33,10 @@ class CascadeArgs(BaseModel):
     plan: Plan
     ledger_dir: str | None = None
     """Folder on the router's node; None keeps no ledger."""
+    ledger: LedgerLimits = LedgerLimits()
+    """Sizes and ages of its files."""
+    tracing: Tracing | None = None
+    """Where OpenTelemetry's spans go; None leaves that to its environment variables, and without those there are none."""
     access: Access = Access()
     """Who may ask, how much, and whether requests are logged."""
     scaling: Scaling | None = None
@@ -51,7 +57,7 @@ def build(args: CascadeArgs) -> Application:
         graceful_shutdown_timeout_s=SHUTDOWN_S,
         ray_actor_options=replica_options(plan.offer(plan.router.node_type), 1.0),
     )
-    return router.bind(plan, args.ledger_dir, handles, args.access, args.scaling)
+    return router.bind(plan, args.ledger_dir, handles, args.access, args.scaling, args.ledger, args.tracing)
 
 
 def _member(plan: Plan, placement: Placement, scaling: Scaling | None) -> Application:

@@ -16,7 +16,9 @@ from typing import Any
 
 from coe.errors import InvalidInput, Problem
 from coe.records import Answer
+from coe.router.spending import Spent
 from coe.serving import schemas
+from coe.serving.details import details, tokens
 from coe.serving.http_api import checked_text, class_name, parsed_json, refused, shown
 
 JsonSchema = dict[str, Any]
@@ -214,13 +216,25 @@ def _unsupported(where: str, rule: str, found: str = "") -> Unsupported:
 
 
 def completion(
-    answer: Answer, chat: Chat, *, model: str, fingerprint: str, request_id: str, classes: Sequence[str], now_s: float
+    answer: Answer,
+    chat: Chat,
+    *,
+    model: str,
+    fingerprint: str,
+    request_id: str,
+    classes: Sequence[str],
+    now_s: float,
+    spent: Spent | None = None,
+    is_detailed: bool = False,
 ) -> dict[str, Any]:
     """The body of a response. Where all members that were heard abstained, the message is a refusal.
 
-    It has no `usage`: a batch is billed as one call per member, and calls that nobody waits for any more end after the answer;
-    so what one request took is not known when it is answered. The ledger has the sums.
+    spent: what the request's calls took, where that is known.   is_detailed: say what it cost.
+
+    It has `usage` where hosted models were asked and the tokens of every one of their calls are known. Calls that nobody waits
+    for any more end after the answer; then there is none.
     """
+    counts = None if spent is None else tokens(spent)
     content = class_name(answer.answer, classes)
     message = {"role": "assistant", "content": content, "refusal": NO_ANSWER if content is None else None}
     return {
@@ -230,6 +244,7 @@ def completion(
         "model": model,
         "system_fingerprint": fingerprint,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
+        **({} if counts is None else {"usage": {**counts, "total_tokens": sum(counts.values())}}),
         "coe": {
             "class": answer.answer,
             "tier": answer.tier,
@@ -238,6 +253,7 @@ def completion(
             "voted": answer.voted,
             "degraded": answer.degraded,
             "ignored": list(chat.ignored),
+            **({} if spent is None or not is_detailed else details(spent)),
         },
     }
 

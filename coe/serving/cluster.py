@@ -174,7 +174,10 @@ def _environment(cluster_id: str, settings: Mapping[str, str]) -> dict[str, str]
         "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *filter(None, [kept.get("PYTHONPATH")])]),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # Ray refuses a second node on macOS without it
-        # two clusters on one machine would otherwise want the same ports
+        # two clusters on one machine would otherwise want the same ports, and share that of the fallback proxy, so that what
+        # came while a router was busy with a change of plan could be answered by another cluster's service
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
     }

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from starlette.types import Scope
 
 from coe.records import Answer
-from coe.router.queries import Unanswered
+from coe.router.queries import Answers, Unanswered
+from coe.router.spending import Spent
 
 _GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -26,7 +27,8 @@ def request_id(asked: str | None, fresh: str) -> str:
 def answer_headers(answers: Sequence[Answer | Unanswered]) -> dict[str, str]:
     """The last tier that answered an item of a request, and how many items lacked a vote or an answer.
 
-    And the votes for the answer with the least agreement, of those that were cast.
+    And the votes for the answer with the least agreement, of those that were cast; and the cost of the items' parts of the calls
+    that have ended, with the number of those that have not.
     """
     answered = [a for a in answers if isinstance(a, Answer)]
     headers = {"x-coe-degraded": str(sum(a.degraded for a in answered) + len(answers) - len(answered))}
@@ -35,4 +37,13 @@ def answer_headers(answers: Sequence[Answer | Unanswered]) -> dict[str, str]:
     if counted := [a for a in answered if a.voted]:
         least = min(counted, key=lambda a: a.agreed / a.voted)
         headers["x-coe-votes"] = f"{least.agreed}/{least.voted}"
+    if spent := spent_of(answers):
+        headers["x-coe-cost-usd"] = f"{sum(s.usd for s in spent):.12f}"
+        if under_way := sum(s.under_way for s in spent):
+            headers["x-coe-calls-under-way"] = str(under_way)
     return headers
+
+
+def spent_of(answers: Sequence[Answer | Unanswered]) -> tuple[Spent, ...]:
+    """What the calls of each item took; empty where nobody accounts for it."""
+    return answers.spent if isinstance(answers, Answers) else ()

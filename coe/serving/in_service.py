@@ -9,10 +9,12 @@ import time
 import uuid
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from coe.ledger import Ledger
+from coe.cost.model import usd_per_busy_s
+from coe.ledger import Ledger, LedgerLimits
 from coe.records import Answer
 from coe.router.core import RouterCore
 from coe.router.queries import Call, Reply, Unanswered
@@ -21,6 +23,9 @@ from coe.serving.live_page import Watch
 from coe.serving.meter import Meter
 from coe.serving.readiness import Readiness
 from coe.types import Placement, Plan
+
+if TYPE_CHECKING:
+    from coe.serving.tracing import QueryTracing
 
 FLUSH_S = 0.5
 """A killed router loses at most what was recorded since the last flush."""
@@ -36,16 +41,23 @@ class InService:
     """A plan that is being served. `start` needs an event loop; everything before does not."""
 
     def __init__(
-        self, plan: Plan, ledger_dir: str | None, call: Call, router: str, followed: Collection[str] = ()
+        self,
+        plan: Plan,
+        ledger_dir: str | None,
+        call: Call,
+        router: str,
+        followed: Collection[str] = (),
+        keeping: LedgerLimits | None = None,
+        tracing: QueryTracing | None = None,
     ) -> None:
         """call: asks a placement's replicas.   router: how this one is called among several.   followed: deployments whose
-        replicas come and go."""
+        replicas come and go.   keeping: sizes and ages of the ledger's files."""
         self.plan = plan
         self._followed = followed
         self._call = call
         self._failures: dict[str, int] = {}
-        self.watch = Watch(plan, time.time, router, waiting=self._waiting)
-        self._meter = Meter(plan, _opened(plan, ledger_dir), time.time, self.watch.record)
+        self.watch = Watch(plan, time.time, router, waiting=self._waiting, ledger=lambda: self._meter.ledger)
+        self._meter = Meter(plan, _opened(plan, ledger_dir, keeping), time.time, self.watch.record)
         pairs = [(p.member, p.deployment) for p in plan.placements]
         self.readiness = Readiness(plan.cascade, pairs, time.monotonic)
         self._core = RouterCore(
@@ -58,9 +70,11 @@ class InService:
             far=plan.far,
             call=self._metered,
             clock=time.time,
-            record=self._meter.record,
+            record=self._meter.record if tracing is None else tracing.recording(self._meter.record),
             note_failure=self._note_failure,
             note_answered=self.readiness.answered,
+            listener=tracing,
+            usd_per_busy_s={p.deployment: usd_per_busy_s(plan.offer(p.node_type), p.share) for p in plan.placements},
         )
         self._background: tuple[asyncio.Task[None], ...] = ()
 
@@ -125,9 +139,9 @@ def _batch_bytes() -> float:
     return MESSAGE_FILLING * limit
 
 
-def _opened(plan: Plan, ledger_dir: str | None) -> Ledger | None:
+def _opened(plan: Plan, ledger_dir: str | None, keeping: LedgerLimits | None) -> Ledger | None:
     """A ledger of its own for this router and plan."""
     if ledger_dir is None:
         return None
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{uuid.uuid4().hex[:6]}.jsonl"
-    return Ledger(Path(ledger_dir) / name, plan.fingerprint(), time.time())
+    return Ledger(Path(ledger_dir) / name, plan.fingerprint(), time.time(), keeping)

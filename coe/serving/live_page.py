@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from coe.errors import InvalidInput
+from coe.ledger import LedgerState
 from coe.records import Record
 from coe.report.html import render_html
 from coe.report.live import LiveAudits, LiveView, live_view, report_so_far
@@ -26,7 +27,9 @@ from coe.report.quality import claim_in_words
 from coe.report.running import Running
 from coe.serving import schemas
 from coe.serving.http_api import error_body, refused
+from coe.serving.ledger_state import ledger_exposition, ledger_notes
 from coe.serving.metrics import CONTENT_TYPE, exposition
+from coe.serving.process_state import process_exposition
 from coe.types import Plan
 
 FRESH_S = 0.5
@@ -46,10 +49,12 @@ class Watch:
         *,
         waiting: Callable[[], Sequence[int]] = tuple,
         audits: Callable[[], LiveAudits | None] = lambda: None,
+        ledger: Callable[[], LedgerState | None] = lambda: None,
     ) -> None:
         """router: how this one is called among several.   waiting: queries in each tier's queue."""
         self.running = Running(plan, clock())
         self._clock, self._router, self._waiting, self._audits = clock, router, waiting, audits
+        self._ledger = ledger
         self._certificate = claim_in_words(plan)
         self._last: LiveView | None = None
 
@@ -65,14 +70,15 @@ class Watch:
 
     def report(self) -> Report:
         """The report of everything so far. Raises `InvalidInput` where there is none; see `report_so_far`."""
-        return report_so_far(self.running)
+        return report_so_far(self.running, ledger_notes(self._ledger()))
 
-    def metrics(self) -> bytes:
-        """What Prometheus reads."""
-        return exposition(self.running, self._seen())
+    def metrics(self, tasks: int = 0) -> bytes:
+        """What Prometheus reads. tasks: of the event loop."""
+        own = process_exposition(tasks, self._router)
+        return exposition(self.running, self._seen()) + ledger_exposition(self._ledger(), self._router) + own
 
     def _seen(self) -> LiveView:
-        return live_view(
+        view = live_view(
             self.running,
             self._clock(),
             router=self._router,
@@ -80,6 +86,7 @@ class Watch:
             audits=self._audits(),
             certificate=self._certificate,
         )
+        return view.model_copy(update={"alarms": (*view.alarms, *ledger_notes(self._ledger()))})
 
 
 def page() -> tuple[str, str]:
@@ -122,7 +129,7 @@ def mount(api: FastAPI, watch: Callable[[], Watch]) -> None:
 
     async def metrics() -> Response:
         """For Prometheus."""
-        return Response(watch().metrics(), headers={"content-type": CONTENT_TYPE})
+        return Response(watch().metrics(len(asyncio.all_tasks())), headers={"content-type": CONTENT_TYPE})
 
     async def report(request: Request) -> Response:
         """The report of everything so far: JSON, or HTML for those who ask for `format=html` or accept it first."""

@@ -19,7 +19,7 @@ from coe.router.queries import Reply
 from coe.runners.base import Runner, Said, blank_batch, make_runner
 from coe.runners.paced import Paced
 from coe.serving.labels import simulated_speed
-from coe.types import ApiPrice, Pool
+from coe.types import ApiPrice, FloatArray, Pool
 
 COLD = frozenset({"table", "openai"})
 """Runners whose first call is no slower than the others; to some of them it would also be billed."""
@@ -60,23 +60,24 @@ class HostedReplica:
     async def predict(self, batch: np.ndarray) -> Reply:
         """Answers to a batch (items, *input_shape) and its fee; items whose request failed have NaN and cost nothing."""
         said = await asyncio.get_running_loop().run_in_executor(self._threads, self._runner.ask, batch)
-        return Reply(said.probs, 0.0, fee_usd=fee_usd(self._price, said))
+        fees = item_fees_usd(self._price, said)
+        return Reply(said.probs, 0.0, fee_usd=float(fees.sum()), item_fees_usd=fees, tokens=said.tokens)
 
 
-def fee_usd(price: ApiPrice, said: Said) -> float:
-    """What a batch costs: the calls that were answered, by their tokens.
+def item_fees_usd(price: ApiPrice, said: Said) -> FloatArray:
+    """(items,): what each item of a batch costs, by its tokens; those that were not answered cost nothing.
 
     Raises `InvalidInput` where tokens have a price and nobody counted them.
     """
     answered = ~np.isnan(said.probs).any(axis=1)
     if said.tokens is not None:
-        return float(call_usd(price, said.tokens[answered, 0], said.tokens[answered, 1]).sum())
+        return np.asarray(call_usd(price, said.tokens[:, 0], said.tokens[:, 1]) * answered, dtype=np.float64)
     if price.usd_per_million_prompt_tokens or price.usd_per_million_completion_tokens:
         rule = "is priced by the token, and the endpoint does not count them"
         raise InvalidInput(
             Problem(f"hosted model {price.model}", rule, remedy="set count_tokens in the member's options")
         )
-    return price.usd_per_call * int(answered.sum())
+    return np.asarray(price.usd_per_call * answered, dtype=np.float64)
 
 
 def loaded(pool: Pool, member: str, share: float, base_dir: str) -> Runner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from coe.ledger import Ledger
+from coe.ledger import Ledger, LedgerState
 from coe.records import NodeSpan, Record
 from coe.types import Plan
 
@@ -43,6 +43,11 @@ class Meter:
         if self._ledger is not None:
             self._ledger.append(record)
 
+    @property
+    def ledger(self) -> LedgerState | None:
+        """What has become of the records so far; None where no ledger is kept."""
+        return None if self._ledger is None else self._ledger.state
+
     def saw_node(self, deployment: str, node: str) -> None:
         """A reply of `deployment` came from `node`."""
         if node:
@@ -54,7 +59,7 @@ class Meter:
             self._add_spans()
             self._is_new = False
         if self._ledger is not None:
-            self._ledger.flush()
+            self._ledger.flush_aside()
 
     def stop_spans(self) -> None:
         """Write the node time up to now, and no more: from here on another meter counts it."""

@@ -15,7 +15,8 @@ from coe.errors import InvalidInput
 from coe.records import Answer
 from coe.router.queries import Overloaded
 from coe.serving import chat, schemas, v2
-from coe.serving.headers import answer_headers
+from coe.serving.details import wants_details
+from coe.serving.headers import answer_headers, spent_of
 from coe.serving.http_api import asked_timeout_s, retry_after
 from coe.serving.refusals import openai_error
 from coe.serving.service import Service, body_of, status_of, visit_of
@@ -54,6 +55,7 @@ class OpenAIApi:
             return absent
         plan, visit = self._service.plan, visit_of(request)
         try:
+            is_detailed = wants_details(request)
             timeout_s = asked_timeout_s(request.headers.get("x-request-timeout-ms"))
             asked = chat.parsed(await body_of(request, self._service.access), plan.cascade.name)
         except InvalidInput as error:
@@ -76,6 +78,8 @@ class OpenAIApi:
             request_id=visit.request_id,
             classes=plan.pool.classes,
             now_s=self._clock(),
+            spent=next(iter(spent_of(answers)), None),
+            is_detailed=is_detailed,
         )
         return JSONResponse(told, headers=headers)
 
@@ -158,7 +162,15 @@ class Choice(schemas.Part):
     finish_reason: str
 
 
-class Extension(schemas.Part):
+class Usage(schemas.Part):
+    """Tokens of all calls of hosted models that the request caused."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Extension(schemas.Cost):
     """How the answer came about."""
 
     class_: int = Field(alias="class", ge=-2, description="Index of the class; -2 where the members abstained.")
@@ -179,6 +191,9 @@ class Completion(schemas.Part):
     model: str
     system_fingerprint: str = Field(description="Start of the plan's fingerprint.")
     choices: list[Choice]
+    usage: Usage | None = Field(
+        None, description="Absent where no hosted model was asked, or not all tokens are known."
+    )
     coe: Extension
 
 
@@ -208,6 +223,10 @@ def mount(api: FastAPI, service: Service, clock: Callable[[], float] = time.time
         responses=errors,
         openapi_extra={
             "requestBody": schemas.json_body(chat.request_schema(service.plan.cascade.name)),
-            "parameters": [schemas.header("X-Request-Timeout-Ms", schemas.TIMEOUT_MS)],
+            "parameters": [
+                schemas.header("X-Request-Timeout-Ms", schemas.TIMEOUT_MS),
+                schemas.header("X-Coe-Details", schemas.DETAILS),
+                schemas.in_query("details", schemas.DETAILS),
+            ],
         },
     )

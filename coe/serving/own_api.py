@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from coe.errors import InvalidInput
 from coe.router.queries import Overloaded, Unanswered
 from coe.serving import schemas
+from coe.serving.details import wants_details, with_details
 from coe.serving.door import fresh_ids
 from coe.serving.headers import answer_headers
 from coe.serving.http_api import Json, answer_body, asked_timeout_s, error_body, parsed_items, retry_after
@@ -29,6 +30,7 @@ class OwnApi:
         """Answer one or many items."""
         pool, access = self._service.plan.pool, self._service.access
         try:
+            is_detailed = wants_details(request)
             timeout_s = asked_timeout_s(request.headers.get("x-request-timeout-ms"))
             body = await body_of(request, access)
             items = parsed_items(body, pool.input_shape, self._fresh_ids, access.max_items, is_text=pool.is_text)
@@ -41,15 +43,16 @@ class OwnApi:
         visit_of(request).note(answers)
         failed = any(isinstance(answer, Unanswered) for answer in answers)
         told = answer_body(list(items), answers, pool.classes)
+        told = with_details(told, answers) if is_detailed else told
         return Json(told, status_code=503 if failed else 200, headers=answer_headers(answers))
 
     async def healthz(self) -> Response:
-        """200 once the router runs and its queues move. Serve starts it after every member is ready."""
+        """200 while the router runs and its queues move: no reason to restart it. Members may still be starting: see `readyz`."""
         is_alive = self._service.is_alive()
         return JSONResponse({"status": "ok" if is_alive else "broken"}, status_code=200 if is_alive else 500)
 
     async def readyz(self) -> Response:
-        """200 while every tier can form its quorum, else 503 and what is missing."""
+        """200 while every tier can form its quorum of members that have started and answer, else 503 and what is missing."""
         missing = self._service.missing()
         body = {"status": "not ready" if missing else "ready", "missing": missing}
         return JSONResponse(body, status_code=503 if missing else 200)
@@ -79,7 +82,11 @@ def mount(api: FastAPI, service: Service) -> Lane:
             "requestBody": schemas.json_body(
                 schemas.predict_request(pool.input_shape, service.access.max_items, is_text=pool.is_text)
             ),
-            "parameters": [schemas.header("X-Request-Timeout-Ms", schemas.TIMEOUT_MS)],
+            "parameters": [
+                schemas.header("X-Request-Timeout-Ms", schemas.TIMEOUT_MS),
+                schemas.header("X-Coe-Details", schemas.DETAILS),
+                schemas.in_query("details", schemas.DETAILS),
+            ],
         },
     )
     broken = {"model": schemas.Health, "description": "The queues have stopped"}

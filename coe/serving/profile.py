@@ -34,6 +34,8 @@ from coe.types import BatchTiming, Member, Offer, Pool, Prices, Profile, Profile
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 HOP_CALLS = 200
 READY_TIMEOUT_S = 90.0
+CONNECT_S = 60.0
+"""How long a cluster has to answer; those that are well take a second or two."""
 AT_ONCE = 2
 """Node types that are profiled at the same time: simulated ones share the cores of one machine."""
 
@@ -140,16 +142,37 @@ class _Counter:
                 self._progress(self._done, self._total)
 
 
+def connect(address: str, within_s: float = CONNECT_S) -> None:
+    """Connect this process to the cluster at `address`. Raises `Unavailable` where it does not answer in time.
+
+    Ray itself tries for ever where something listens that is no Ray, or that hangs. So a thread tries, and is left to it.
+    """
+    failed: list[Exception] = []
+
+    def trying() -> None:
+        try:
+            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+        except Exception as error:  # whatever it is, the caller hears of it
+            failed.append(error)
+
+    thread = threading.Thread(target=trying, name="ray.init", daemon=True)
+    thread.start()
+    thread.join(within_s)
+    if not failed and not thread.is_alive():
+        return
+    said = (
+        str(failed[0]) if failed else f"something listens there, and does not answer as Ray does within {within_s:g} s"
+    )
+    raise Unavailable(f"no Ray cluster answers at {address} ({said}); start one: coe cluster up FLEET") from None
+
+
 @contextmanager
 def connected(address: str) -> Iterator[None]:
     """A driver's connection to the cluster at `address`; one that is there already is used and left open."""
     if ray.is_initialized():
         yield
         return
-    try:
-        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise Unavailable(f"no Ray cluster answers at {address} ({error}); start one: coe cluster up FLEET") from error
+    connect(address)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Whether a router can answer: every tier must be able to form its quorum from members that are not failing.
+"""Whether a router can answer: every tier must be able to form its quorum from members that have started and are not failing.
 
 A member is down after `FAILURES` failed calls in a row, until one succeeds or `MEMORY_S` have passed: without traffic
 nothing would ever show that it is back.
@@ -6,7 +6,7 @@ nothing would ever show that it is back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from coe.types import Cascade
 
@@ -35,19 +35,22 @@ class Readiness:
         """A call of `deployment` came back."""
         self._failed.pop(deployment, None)
 
-    def missing(self) -> list[str]:
-        """What each tier that cannot answer lacks; nothing when the router is ready."""
+    def missing(self, starting: Collection[str] = ()) -> list[str]:
+        """What each tier that cannot answer lacks; nothing when the router is ready.
+
+        starting: deployments that have not run yet.
+        """
         lines = []
         for number, tier in enumerate(self._cascade.tiers):
             voters = self._cascade.voters(number)
-            down = [m for m in voters if not self._is_up(m)]
+            down = [m for m in voters if not self._is_up(m, starting)]
             needed = max(1, tier.quorum or 1)
             if len(voters) - len(down) < needed:
                 lines.append(f"tier {number} needs {needed} of {len(voters)} members; down: {', '.join(down)}")
         return lines
 
-    def _is_up(self, member: str) -> bool:
-        return any(not self._is_down(deployment) for deployment in self._of[member])
+    def _is_up(self, member: str, starting: Collection[str]) -> bool:
+        return any(d not in starting and not self._is_down(d) for d in self._of[member])
 
     def _is_down(self, deployment: str) -> bool:
         count, last_s = self._failed.get(deployment, (0, 0.0))

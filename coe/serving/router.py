@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,13 +16,17 @@ from ray.serve._private.constants import RAY_SERVE_USE_GRPC_BY_DEFAULT
 from ray.serve.handle import DeploymentHandle
 
 from coe.errors import InvalidInput, Problem
+from coe.ledger import LedgerLimits
 from coe.records import Answer
 from coe.router.changing import changeable
 from coe.router.queries import Reply, Unanswered
 from coe.serving.door import Gate, access_logger
+from coe.serving.following import running_replicas
 from coe.serving.in_service import InService
 from coe.serving.scaling_policy import Work
 from coe.serving.service import Service
+from coe.serving.starting import Starting
+from coe.serving.telemetry import Tracing, provider_of
 from coe.serving.v2_rpc import V2Methods, V2Rpc
 from coe.serving.web import application
 from coe.types import Access, Placement, Plan, Scaling
@@ -43,28 +48,50 @@ class Router(V2Methods):
         handles: Mapping[str, DeploymentHandle],
         access: Access,
         scaling: Scaling | None = None,
+        keeping: LedgerLimits | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._deployed = plan
-        self._ledger_dir = ledger_dir
+        self._ledger_dir, self._keeping = ledger_dir, keeping
+        self._spans = provider_of(tracing, os.environ)
         self._handles = {name: by_value(handle) for name, handle in handles.items()}
         self._scaling = scaling
         self._work = Work()
+        application_name = serve.get_replica_context().app_name
         self._now = self._fresh(plan)
+        self._starting = Starting(handles, lambda: running_replicas(application_name))
         self._before: set[asyncio.Task[None]] = set()
         self._service = Service(plan, access, self._ask, self._is_alive, self._missing, self._now.watch)
         self._gate = Gate(access, time.monotonic)
-        self._rpc = V2Rpc(self._service, self._gate, access_logger() if access.access_log else None, time.monotonic)
+        sink = access_logger() if access.access_log else None
+        self._rpc = V2Rpc(self._service, self._gate, sink, time.monotonic)
+        if self._spans is not None:
+            from coe.serving.tracing import TracedRpc
+
+            tracer = self._spans.get_tracer("coe")
+            self._rpc = TracedRpc(self._service, self._gate, sink, time.monotonic, tracer=tracer)
 
     def _fresh(self, plan: Plan) -> InService:
         followed: tuple[str, ...] = ()
         if self._scaling is not None:
             followed = tuple(self._handles)
             self._work.follow(plan, self._scaling)
-        return InService(plan, self._ledger_dir, self._call, serve.get_replica_context().replica_tag, followed)
+        name = serve.get_replica_context().replica_tag
+        tracing = None
+        if self._spans is not None:
+            from coe.serving.tracing import QueryTracing
+
+            tracing = QueryTracing(self._spans.get_tracer("coe"), time.time)
+        return InService(plan, self._ledger_dir, self._call, name, followed, self._keeping, tracing)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls it by this name
         """The web application of this replica."""
-        return application(self._service, names_responses=False, gate=self._gate)  # Serve names them
+        api = application(self._service, names_responses=False, gate=self._gate)  # Serve names them
+        if self._spans is not None:
+            from coe.serving.tracing import Traced
+
+            api.front = Traced(api.front, tracer=self._spans.get_tracer("coe"))
+        return api
 
     async def reconfigure(self, config: dict[str, Any] | None, rank: Any = None) -> None:
         """Go over to the plan in `user_config`, live: what has come is answered by the old one, what comes by the new one.
@@ -108,7 +135,7 @@ class Router(V2Methods):
         return self._now.is_alive
 
     def _missing(self) -> list[str]:
-        return self._now.readiness.missing()
+        return self._now.readiness.missing(self._starting.look())
 
     def check_health(self) -> None:
         """For Ray Serve, which restarts a router whose queues have stopped."""
@@ -120,6 +147,8 @@ class Router(V2Methods):
         await self._now.close()
         if self._before:
             await asyncio.wait(self._before, timeout=1.0)
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.shutdown)  # which sends what is left
 
 
 def by_value(handle: DeploymentHandle) -> DeploymentHandle:

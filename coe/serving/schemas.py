@@ -17,7 +17,16 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
 
-class Prediction(Part):
+class Cost(Part):
+    """What one item cost, where that was asked for."""
+
+    usd: float | None = Field(None, ge=0, description="Its part of the member calls that have ended.")
+    calls_under_way: int | None = Field(None, ge=0, description="Calls that have not ended; they are not in `usd`.")
+    prompt_tokens: int | None = Field(None, ge=0, description="Of hosted models, where all are known.")
+    completion_tokens: int | None = Field(None, ge=0)
+
+
+class Prediction(Cost):
     """What one item was answered."""
 
     id: str
@@ -28,7 +37,7 @@ class Prediction(Part):
     degraded: bool = Field(description="A vote was missing.")
 
 
-class NoPrediction(Part):
+class NoPrediction(Cost):
     """An item that no member answered."""
 
     id: str
@@ -157,6 +166,8 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 TIMEOUT_MS: JsonSchema = {"type": "number", "minimum": 0.001, "description": "Milliseconds that the client waits."}
 
 
+DETAILS: JsonSchema = {"enum": ["0", "1"], "description": "1: say what each item cost."}
+
 TEXT: JsonSchema = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARS, "pattern": "^[^\\u0000]*$"}
 
 
@@ -231,6 +242,11 @@ def json_body(schema: dict[str, Any]) -> dict[str, Any]:
 def header(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     """An optional header of a request."""
     return {"name": name, "in": "header", "required": False, "schema": schema}
+
+
+def in_query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """An optional part of the query string."""
+    return {"name": name, "in": "query", "required": False, "schema": schema}
 
 
 def in_path(name: str) -> dict[str, Any]:

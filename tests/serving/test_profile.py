@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -128,3 +130,22 @@ def test_what_is_known_is_not_measured_again_unless_its_code_changed(
     stale = [p.model_copy(update={"code": "of another version"}) if p.member == "spin-1" else p for p in first]
     run(stale)
     assert {p.member for p in kept} == {"spin-1"}
+
+
+SILENT = """
+import socket, sys
+from coe.errors import Unavailable
+from coe.serving.profile import connect
+listener = socket.create_server(("127.0.0.1", 0))
+try:
+    connect(f"127.0.0.1:{listener.getsockname()[1]}", within_s=1.0)
+except Unavailable as error:
+    sys.exit(0 if "does not answer as Ray does within 1 s" in str(error) else str(error))
+sys.exit("it connected")
+"""
+
+
+def test_what_listens_and_is_no_ray_is_given_up_in_time() -> None:
+    """In a process of its own, since Ray goes on trying in the background."""
+    done = subprocess.run([sys.executable, "-c", SILENT], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

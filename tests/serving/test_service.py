@@ -231,7 +231,7 @@ def test_triton_gets_them_over_grpc_too(live: Live) -> None:
 def test_the_plan_changes_live(live: Live, ray_session: str) -> None:
     """From three votes of three to two of three: answers change, the router's process does not, and the ledgers are apart.
 
-    While its one router takes the change, Serve's proxy has no route to it and says 404; whatever reached the router is answered.
+    While its one router takes the change, HAProxy hands requests to Serve's own proxy, where they wait; none is lost.
     """
     before = router_id(ray_session)
     tier = live.plan.cascade.tiers[0].model_copy(update={"quorum": 2})
@@ -266,7 +266,7 @@ def test_the_plan_changes_live(live: Live, ray_session: str) -> None:
     finally:
         stop.set()
         asking.join()
-    assert set(failed) <= {404}
+    assert not failed
     assert router_id(ray_session) == before
     eagers = read_ledger(live.ledger, eager.fingerprint()).records
     assert sum(isinstance(r, Answer) and r.query_id.startswith("eager") for r in eagers) == len(live.table)

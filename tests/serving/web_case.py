@@ -65,6 +65,8 @@ class FakeRouter:
         """Raised in place of an answer, such as `Overloaded`."""
         self.waited_s: list[float] = []
         self.ids: list[str] = []
+        self.counting: set[str] = set()
+        """Members that count 10 prompt tokens and 1 completion token per item."""
         self._core: RouterCore | None = None
         self._queues: asyncio.Task[None] | None = None
 
@@ -76,7 +78,8 @@ class FakeRouter:
         assert TABLE.probs is not None
         rows = row_numbers(batch) % len(TABLE)
         probs = TABLE.probs[rows.astype(int), TABLE.members.index(where.member)]
-        return Reply(np.zeros_like(probs) if where.member in self.abstaining else probs, 0.001, "node-1")
+        tokens = np.full((len(rows), 2), [10, 1]) if where.member in self.counting else None
+        return Reply(np.zeros_like(probs) if where.member in self.abstaining else probs, 0.001, "node-1", tokens=tokens)
 
     async def ask(self, items: Mapping[str, np.ndarray], timeout_s: float) -> list[Answer | Unanswered]:
         """As the router asks its core."""
@@ -95,6 +98,7 @@ class FakeRouter:
                 call=self.call,
                 clock=time.monotonic,
                 record=lambda _: None,
+                usd_per_busy_s={p.deployment: 3.6 for p in found.placements},
             )
             self._queues = asyncio.ensure_future(self._core.run())
         return await self._core.ask(items, timeout_s=timeout_s)

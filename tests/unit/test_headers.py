@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from coe.records import Answer
-from coe.router.queries import Unanswered
+from coe.router.queries import Answers, Unanswered
+from coe.router.spending import Spent
 from coe.serving.headers import answer_headers, request_id
 
 
@@ -33,3 +34,14 @@ def test_of_several_items_the_one_with_the_least_agreement_is_told() -> None:
     answers = [Answer("a", 0.0, 0.1, 0, 1, 1.0, False, agreed=agreed, voted=voted) for agreed, voted in votes]
     assert answer_headers(answers)["x-coe-votes"] == "2/3"
     assert answer_headers(answers[:1])["x-coe-votes"] == "3/3"
+
+
+def test_the_cost_is_that_of_all_items_and_says_what_is_not_in_it() -> None:
+    answers = Answers([Answer("a", 0.0, 0.1, 0, 1, 1.0, False), Unanswered("b")])
+    assert "x-coe-cost-usd" not in answer_headers(answers)
+    answers.spent = (Spent(usd=0.000_001_25), Spent(usd=0.5, under_way=2))
+    headers = answer_headers(answers)
+    assert (headers["x-coe-cost-usd"], headers["x-coe-calls-under-way"]) == ("0.500001250000", "2")
+    answers.spent = (Spent(usd=1e-9), Spent())
+    assert answer_headers(answers)["x-coe-cost-usd"] == "0.000000001000"
+    assert "x-coe-calls-under-way" not in answer_headers(answers)

@@ -17,7 +17,7 @@ from coe.placement.optimize import plan
 from coe.runners.base import RUNNERS, Said
 from coe.serving.app import MEMBER_QUEUE, CascadeArgs, build
 from coe.serving.labels import NODE_TYPE_LABEL
-from coe.serving.member import HostedReplica, MemberReplica, fee_usd
+from coe.serving.member import HostedReplica, MemberReplica, item_fees_usd
 from coe.types import ApiPrice, Member, Plan, Pool, Profiles
 from tests import factories
 
@@ -89,10 +89,10 @@ def test_a_fee_counts_the_calls_that_were_answered_by_their_tokens() -> None:
     probs = np.array([[1, 0], [0, 0], [NAN, NAN]], dtype=np.float32)
     tokens = np.array([[100, 10], [200, 20], [999, 999]], dtype=np.int32)
     expected = (300 * 2.0 + 30 * 8.0) / 1e6 + 2 * 0.01
-    assert fee_usd(PRICE, Said(probs, tokens)) == pytest.approx(expected)
-    assert fee_usd(PER_CALL, Said(probs)) == pytest.approx(0.02)
+    assert item_fees_usd(PRICE, Said(probs, tokens)).sum() == pytest.approx(expected)
+    assert item_fees_usd(PER_CALL, Said(probs)).sum() == pytest.approx(0.02)
     with pytest.raises(InvalidInput, match="big-1: is priced by the token, and the endpoint does not count them"):
-        fee_usd(PRICE, Said(probs))
+        item_fees_usd(PRICE, Said(probs))
 
 
 class Gate:

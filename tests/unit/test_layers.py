@@ -37,6 +37,7 @@ HEAVY = {
         "coe/freeze/",
     ),
     "fastapi": ("coe/serving/",),
+    "opentelemetry": ("coe/serving/",),
     "httpx": ("coe/bench.py", "coe/runners/openai_runner.py", "deployments/"),
     "scipy.optimize": ("coe/placement/milp.py", "coe/cascade/temperature.py", "coe/cost/roofline.py"),
     "typer": ("coe/cli/",),

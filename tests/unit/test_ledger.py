@@ -32,6 +32,14 @@ records = st.lists(
 )
 
 
+def write_open(path: Path, *written: Record) -> None:
+    """A ledger that goes on, or whose writer was killed."""
+    ledger = Ledger(path, "plan-1", 5.0)
+    for record in written:
+        ledger.append(record)
+    ledger.flush()
+
+
 @given(records)
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, written: list[Record]) -> None:
     path = tmp_path_factory.mktemp("ledger") / "a.jsonl"
@@ -44,7 +52,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, writt
 @pytest.mark.parametrize("cut", [1, 5, 20])
 def test_a_torn_last_line_is_counted_and_nothing_before_it_is_lost(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "a.jsonl"
-    write_ledger(path, "plan-1", 5.0, [SPAN, RUN, ANSWER])
+    write_open(path, SPAN, RUN, ANSWER)
     path.write_bytes(path.read_bytes()[:-cut])
     read = read_ledger(path)
     assert read.records == (SPAN, RUN)
@@ -63,11 +71,30 @@ def test_a_torn_last_line_is_counted_and_nothing_before_it_is_lost(tmp_path: Pat
 )
 def test_anything_else_malformed_is_refused_with_its_line(tmp_path: Path, line: str, rule: str) -> None:
     path = tmp_path / "a.jsonl"
-    write_ledger(path, "plan-1", 5.0, [SPAN])
+    write_open(path, SPAN)
     with path.open("a") as file:
         file.write(line + "\n")
     with pytest.raises(InvalidInput, match=f"a.jsonl:3.*{rule}"):
         read_ledger(path)
+
+
+def test_nothing_follows_the_end_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_ledger(path, "plan-1", 5.0, [SPAN])
+    with path.open("a") as file:
+        file.write('["E",1,"closed"]\n')
+    with pytest.raises(InvalidInput, match="a.jsonl:4: must not follow the end"):
+        read_ledger(path)
+
+
+def test_ledgers_of_the_first_version_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"kind": "ledger", "version": 1, "plan": "plan-1", "started_s": 5.0}\n["A","q1",1.0,1.1,0,3,0.9,false]\n'
+    )
+    read = read_ledger(tmp_path)
+    assert read.records == (Answer("q1", 1.0, 1.1, 0, 3, 0.9, False),)
+    assert (read.unaccounted, read.notes) == (0, ())
 
 
 def test_files_that_are_no_ledgers_are_refused(tmp_path: Path) -> None:
