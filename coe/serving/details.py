@@ -19,7 +19,7 @@ SAID = {"1": True, "true": True, "0": False, "false": False}
 def wants_details(request: Request) -> bool:
     """Whether they were asked for. Raises `InvalidInput` for what is neither yes nor no; the query string comes first."""
     for where, asked in (
-        ("details", request.query_params.get("details")),
+        ("details", request.query_params.get("details") if request.scope["query_string"] else None),
         ("x-coe-details", request.headers.get("x-coe-details")),
     ):
         if asked is not None:
