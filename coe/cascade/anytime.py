@@ -30,8 +30,8 @@ RARE: Prior = (0.5, 5.0)
 """The stake where hits are rare, as mistakes are. Every prior is as valid; this one saves about a quarter of the draws there."""
 ANY: Prior = (0.5, 0.5)
 """Jeffreys': where nothing is known of the rate."""
-_STEPS = 50
-"""Of a bisection: to the last digits of a double."""
+_EXACT = 1e-6
+"""A bound is found to so much; smaller gains than that are not looked for."""
 
 
 def log_evidence(
@@ -51,29 +51,29 @@ def log_evidence(
     return together
 
 
-def lower_bound(hits: int, draws: int, delta: float, prior: Prior = RARE) -> float:
-    """The largest rate that the draws speak against with 1-delta; 0 where they speak against none.
+def lower_bound(hits: int, draws: int, delta: float, prior: Prior = RARE, known: float = 0.0) -> float:
+    """The largest rate that the draws speak against with 1-delta; 0 where they speak against none. At least `known`.
 
     With probability at least 1-delta it stays, after every draw, below the largest chance of a hit that any draw has had: below
-    the rate, where that is one.
+    the rate, where that is one. It is exact to `_EXACT`, and on the safe side.
     """
-    if hits == 0:
-        return 0.0
-    low, high, wanted = 0.0, hits / draws, math.log(1 / delta)
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        if middle <= 0 or middle >= 1:
-            break
-        if float(log_evidence(hits, draws, middle, prior)) >= wanted:
-            low = middle
-        else:
-            high = middle
+    wanted = math.log(1 / delta)
+
+    def is_refuted(rate: float) -> bool:
+        return float(log_evidence(hits, draws, rate, prior)) >= wanted
+
+    low, high = known, hits / draws if draws else 0.0
+    closer = known + _EXACT * (1 - known)
+    if hits == 0 or high <= closer or not is_refuted(closer):  # most looks end here
+        return known
+    while high - low > _EXACT * high and low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if is_refuted(middle) else (low, middle)
     return low
 
 
-def upper_bound(hits: int, draws: int, delta: float, prior: Prior = RARE) -> float:
-    """The smallest rate that the draws speak against with 1-delta from above; 1 where they speak against none."""
-    return 1.0 - lower_bound(draws - hits, draws, delta, prior[::-1])
+def upper_bound(hits: int, draws: int, delta: float, prior: Prior = RARE, known: float = 1.0) -> float:
+    """The smallest rate that the draws speak against with 1-delta from above; 1 where there is none. At most `known`."""
+    return 1.0 - lower_bound(draws - hits, draws, delta, prior[::-1], 1.0 - known)
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,6 @@ class Bounds:
 
     def after(self, hits: int, draws: int) -> Self:
         """What they are when `hits` of `draws` were seen, the earlier ones among them. One may look at every draw, or seldom."""
-        low = max(self.low, lower_bound(hits, draws, self.delta, self.prior))
-        high = min(self.high, upper_bound(hits, draws, self.delta, self.prior))
+        low = lower_bound(hits, draws, self.delta, self.prior, self.low)
+        high = upper_bound(hits, draws, self.delta, self.prior, self.high)
         return type(self)(self.delta, self.prior, hits, draws, low, high)
