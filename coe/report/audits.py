@@ -76,9 +76,10 @@ class AuditSums:
         self._cascade = cascade
         self._last = len(cascade.tiers) - 1
         self.settings: Auditing | None = None
-        self._begin(0.05)
+        self._begin(0.0, 0.05)
 
-    def _begin(self, delta: float) -> None:
+    def _begin(self, since_s: float, delta: float) -> None:
+        self._since_s = since_s
         self._answers = self._early = 0
         self._outcomes: dict[str, int] = {}
         self._early_share = Bounds((1 - DIFFERING_PART) * delta, ANY)
@@ -91,14 +92,14 @@ class AuditSums:
         if isinstance(record, Auditing):
             before, self.settings = self.settings, record
             if before is None or before.strictness != record.strictness:
-                self._begin(record.delta)
+                self._begin(record.at_s, record.delta)
         elif self.settings is None:
             return
         elif isinstance(record, Answer):
             if record.status == "ok" and record.answer != MISSING_VOTE:
                 self._answers += 1
                 self._early += record.tier < self._last
-        elif isinstance(record, Audit):
+        elif isinstance(record, Audit) and record.asked_s >= self._since_s:  # else of an answer by the gates before
             self._outcomes[record.outcome] = self._outcomes.get(record.outcome, 0) + 1
             if record.outcome in ("same", "differs"):
                 self._look(record.done_s, self.settings)

@@ -282,7 +282,8 @@ def test_stricter_gates_are_watched_anew() -> None:
     before = stream(rng, 300, 0.8, 0.3)
     stricter = Auditing(300.0, 1.0, 1.0, 0.05, 0.05, strictness=1)
     after = stream(rng, 100, 0.5, 0.0, start_s=300.5)
-    found = counted([SETTINGS, *before, stricter, *after])
+    stale = Audit("old", 0, 0, 1, 299.9, 305.0, "differs")  # of an answer that the old gates let through
+    found = counted([SETTINGS, *before, stricter, stale, *after])
     assert found.verdict == "kept" or found.verdict == "open"
     assert found.drift_since_s is None
     assert found.strictness == 1
