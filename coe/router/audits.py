@@ -18,37 +18,38 @@ from coe.simulator.network import call_fee_usd
 from coe.types import Audits, Cascade, Placement, Plan
 
 BURST_S = 60.0
-"""The purse holds the money of so long at most."""
-FULL = 1e-9
+"""The purse holds the money of so long, or of one audit if that is more."""
+ROUNDING = 1e-9
 """Of the largest purse: what rounding may leave missing."""
 
 
 class Purse:
-    """Dollars that come in at a steady rate and are reserved before they are spent.
+    """Dollars that come in at a steady rate and are reserved before they are spent. It is empty at first.
 
-    In no hour is more than the budget reserved: what may lie in the purse at its beginning is taken off what comes in. What a
-    thing cost in the end is settled afterwards; the purse may then owe, and reserves nothing until it is out of debt.
+    So at no time more has been reserved than the budget of the time that has passed, and in no hour more than that of an hour and
+    what the purse holds. What a thing cost in the end is settled afterwards; the purse may then owe, and reserves nothing
+    until it is out of debt.
     """
 
     def __init__(self, usd_per_hour: float, smallest_usd: float, now_s: float) -> None:
-        """smallest_usd: what one audit is planned to cost, at most the budget of an hour."""
-        self._most_usd = max(usd_per_hour * BURST_S / SECONDS_PER_HOUR, smallest_usd)
-        self._usd_per_s = max(0.0, usd_per_hour - self._most_usd) / SECONDS_PER_HOUR
-        self._usd, self._at_s = self._most_usd, now_s
+        """smallest_usd: what one audit is planned to cost."""
+        self._usd_per_s = usd_per_hour / SECONDS_PER_HOUR
+        self.most_usd = max(self._usd_per_s * BURST_S, smallest_usd)
+        self._usd, self._at_s = 0.0, now_s
 
     def reserve(self, usd: float, now_s: float) -> bool:
         """Take so much if it is there."""
         if now_s > self._at_s:
-            self._usd = min(self._most_usd, self._usd + (now_s - self._at_s) * self._usd_per_s)
+            self._usd = min(self.most_usd, self._usd + (now_s - self._at_s) * self._usd_per_s)
             self._at_s = now_s
-        if usd > self._usd + FULL * self._most_usd:
+        if usd > self._usd + ROUNDING * self.most_usd:
             return False
         self._usd -= usd
         return True
 
     def settle(self, reserved_usd: float, spent_usd: float) -> None:
         """Put back what was reserved, and take what it came to."""
-        self._usd = min(self._most_usd, self._usd + reserved_usd - spent_usd)
+        self._usd = min(self.most_usd, self._usd + reserved_usd - spent_usd)
 
 
 class Auditor:
