@@ -91,7 +91,7 @@ class AuditSums:
         """Count a record; those that are no answers and no audits change nothing."""
         if isinstance(record, Auditing):
             before, self.settings = self.settings, record
-            if before is None or before.strictness != record.strictness:
+            if before is None or _terms(before) != _terms(record):
                 self._begin(record.at_s, record.delta)
         elif self.settings is None:
             return
@@ -168,6 +168,11 @@ def audited(cascade: Cascade, records: Iterable[Record], usd: float) -> Audited 
     for record in sorted((r for r in records if isinstance(r, Auditing | Answer | Audit)), key=_when):
         sums.add(record)
     return sums.figures(usd)
+
+
+def _terms(settings: Auditing) -> tuple[int, float, float]:
+    """What counting begins anew for, when it changes."""
+    return settings.strictness, settings.delta, settings.alarm_above
 
 
 def _when(record: Auditing | Answer | Audit) -> tuple[float, int]:
