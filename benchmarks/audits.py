@@ -119,11 +119,11 @@ def money(
 def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a fortieth of the streams: seconds instead of minutes")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the streams: seconds instead of minutes")
     parser.add_argument("--json", metavar="OUT")
     args = parser.parse_args()
     rng = np.random.default_rng(17)
-    streams, runs, hours = (50, 10, 3) if args.quick else (2000, 200, 24)
+    streams, runs, hours = (50, 10, 3) if args.quick else (500, 100, 24)
     watched = [bounds(rate, streams, 5000, rng) for rate in (0.005, 0.02, 0.1)]
     shown = [drift(alarm, times, runs, rng) for alarm in (0.01, 0.05) for times in (1.0, 1.5, 2.0, 3.0)]
     paid = [money(usd, 50.0, 0.05, hours, rng) for usd in (0.1, 1.0, 100.0)]
