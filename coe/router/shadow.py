@@ -1,9 +1,9 @@
 """The audits of a router: early answers that wait to be shown to the last tier, off the way of every query.
 
-They go in batches of their own, one at a time, and only where nothing waits before the last tier and half of the batches that
-it takes could still be sent: there is a replica then that nobody needs. A query that comes meanwhile may find one batch under
-way, as the plan's bound of the latency supposes anyway. Audits ask the last tier's own members; what that tier carries is
-left out, since an early answer did not wait for it.
+They go in batches of their own, one at a time, and only where nothing waits before the last tier and a replica stays idle
+beside them, or nothing else is under way there. So only where a tier has a single replica may a query that comes meanwhile
+find it busy, for one batch, as the plan's bound of the latency supposes anyway. Audits ask the last tier's own members; what
+that tier carries is left out, since an early answer did not wait for it.
 """
 
 from __future__ import annotations
