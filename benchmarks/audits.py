@@ -19,7 +19,7 @@ import math
 import numpy as np
 from scipy.stats import binom
 
-from benchmarks.figures import publish
+from benchmarks.figures import publish, save
 from coe.cascade.anytime import log_evidence
 from coe.cascade.evaluate import accuracy_interval
 from coe.records import Answer, Audit, Auditing
@@ -135,7 +135,7 @@ def main() -> None:
     for name, rows in (("bounds", watched), ("drift", shown), ("money", paid)):
         publish(f"audits: {name}", rows, None)
     if args.json:
-        publish("audits", everything, args.json)
+        save("audits", everything, args.json)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 from coe.errors import InvalidInput
 from coe.ledger import read_ledger
 from coe.records import Audit, Auditing
+from coe.report.html import render_html
 from coe.report.summarise import summarise
 from coe.report.text import render_text
 from coe.router.queries import Reply
@@ -98,6 +99,7 @@ def test_the_report_of_the_ledger_says_what_the_page_says(tmp_path: Path, tighte
     assert so_far.says == report.audits.says
     text = render_text(report)
     assert "Shadow audits" in text
+    assert '<section id="audits"' in render_html(report)
     assert report.audits.says.split(" with ")[0] in text
     usage = sum(line.usd for line in report.usage_lines if "large" in line.name)
     assert report.audits.usd <= usage
