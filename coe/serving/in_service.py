@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FLUSH_S = 0.5
 """A killed router loses at most what was recorded since the last flush."""
 DRAINED_S = 0.05
+RESTATED_S = 3600.0
+"""How audits are made is said again so often, since older files of the ledger may be gone."""
 SERVE_MESSAGE_BYTES = 4 * 2**20
 """What Serve lets through where nothing else is set."""
 MESSAGE_FILLING = 0.9
@@ -153,7 +155,13 @@ class InService:
     async def _flush_for_ever(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_S)
+            self._restate_audits()
             self._meter.tick()
+
+    def _restate_audits(self) -> None:
+        said = self.watch.running.audits.settings
+        if self._auditor is not None and said is not None and time.time() - said.at_s >= RESTATED_S:
+            self._meter.record(self._auditor.began(time.time(), said.strictness))
 
 
 def _batch_bytes() -> float:

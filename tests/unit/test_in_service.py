@@ -105,6 +105,18 @@ def test_the_report_of_the_ledger_says_what_the_page_says(tmp_path: Path, tighte
     assert report.audits.usd <= usage
 
 
+def test_how_audits_are_made_is_said_again_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.serving.in_service.RESTATED_S", 0.1)
+    service = served(AUDITS, tmp_path)
+    settings = [r for r in read_ledger(tmp_path).records if isinstance(r, Auditing)]
+    assert len(settings) > 1
+    seen = service.watch.view().audits
+    assert seen is not None
+    assert seen.observed == 160
+    assert seen.drift_since_s is not None
+    assert seen.drift_since_s < settings[-1].at_s
+
+
 def test_without_audits_there_is_nothing_of_them(tmp_path: Path) -> None:
     service = served(None, tmp_path, queries=8)
     assert service.watch.view().audits is None
