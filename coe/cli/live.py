@@ -15,10 +15,11 @@ from coe.cli.console import Out, place, progress, say, today, wrote
 from coe.cli.offline import PricesFile, check_sources
 from coe.errors import GateExceeded, InvalidInput, Problem
 from coe.records import Bench
-from coe.types import Access, BearerTokens, Plan, Pool, Profile, Profiles, Scaling, Workload
+from coe.types import Access, Audits, BearerTokens, Plan, Pool, Profile, Profiles, Scaling, Workload
 
 if TYPE_CHECKING:
     from coe.report.summarise import Report
+    from coe.table import PredictionTable
 
 
 class Format(StrEnum):
@@ -127,6 +128,12 @@ def build(
         Path | None,
         typer.Option("--scaling", help="scaling.yaml: replicas that follow the load; see docs/deploying.md."),
     ] = None,
+    audits: Annotated[
+        Path | None,
+        typer.Option(
+            "--audits", help="audits.yaml: early answers that the last tier sees, too; see docs/operating.md."
+        ),
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option("--host", help="Address to listen on; 0.0.0.0 for all. By default the loopback if it can be."),
@@ -162,6 +169,7 @@ def build(
       coe build plan.yaml --access access.yaml -o serve.yaml
       coe build tighter.yaml --live serve.yaml -o serve.yaml
       coe build plan.yaml --access access.yaml --scaling scaling.yaml -o serve.yaml
+      coe build plan.yaml --predictions predictions.npz --audits audits.yaml -o serve.yaml
       coe build plan.yaml --predictions predictions.npz --ledger /home/ray/ledger -o deploy
       cd deploy && ray up aws.yaml
     """
@@ -170,10 +178,10 @@ def build(
     from coe.serving.build import header, serve_config, setup_here, write_folder
 
     plan = files.read(plan_file, Plan)
+    table = None if predictions is None else files.read_predictions(predictions)
     if uncertified:
         say("building WITHOUT checking the certificate: no accuracy is promised")
     else:
-        table = None if predictions is None else files.read_predictions(predictions)
         verify_certificate(plan.cascade, table)
         if table is not None:
             check_sources(plan.pool, table, Path(plan.python_path or "."), str(predictions))
@@ -181,6 +189,9 @@ def build(
         if scaling is not None:
             remedy = "deploy the scaling first, with a serve.yaml that is built without --live"
             raise InvalidInput(Problem("--scaling", "is that of the deployed file, with --live", remedy=remedy))
+        if audits is not None:
+            remedy = "deploy the audits first, with a serve.yaml that is built without --live"
+            raise InvalidInput(Problem("--audits", "are those of the deployed file, with --live", remedy=remedy))
         _write_live(plan, live, out)
         return
     folder = None if out.suffix in YAML else out
@@ -193,6 +204,7 @@ def build(
         ledger_dir=None if ledger is None else str(ledger),
         access=None if access is None else _read_access(access, is_elsewhere=folder is not None),
         scaling=None if scaling is None else _read_scaling(scaling, plan),
+        audits=None if audits is None else _read_audits(audits, plan, table),
         host=address,
         port=port,
         grpc_port=grpc_port,
@@ -233,6 +245,23 @@ def _read_scaling(path: Path, plan: Plan) -> Scaling:
             "further ones wait until nodes are added"
         )
     return scaling
+
+
+def _read_audits(path: Path, plan: Plan, table: PredictionTable | None) -> Audits:
+    """How audits are made; where the file does not set the alarm and predictions are there, it is set from them, and said."""
+    from coe.cascade.expected import differing_bound
+    from coe.router.audits import can_be_broken
+
+    audits = files.read(path, Audits)
+    if audits.alarm_above is None and table is not None and not can_be_broken(plan.cascade):
+        split = "certification" if plan.cascade.certificate is None else plan.cascade.certificate.split
+        differing, items, bound = differing_bound(plan.cascade, table.split(split), audits.delta)
+        say(
+            f"audits: alarm above {bound:.2%} of all queries, since the last tier answers {differing} of {items} {split} items "
+            f"differently (upper bound at {1 - audits.delta:.0%})"
+        )
+        audits = audits.model_copy(update={"alarm_above": bound})
+    return audits
 
 
 def _read_access(path: Path, *, is_elsewhere: bool) -> Access:

@@ -97,6 +97,9 @@ class CallTotals:
     saved_items: int = 0
     ok_items: float = 0.0
     """Of `items`, those of calls that were answered in time."""
+    audit_device_s: float = 0.0
+    audit_fee_usd: float = 0.0
+    """Of `device_s` and `fee_usd`, what shadow audits took."""
 
     def add(self, run: BatchRun, part: float = 1.0) -> None:
         """Count a call, or a part of it."""
@@ -109,6 +112,9 @@ class CallTotals:
         self.busy_s += part * run.busy_s
         self.device_s += part * run.busy_s * run.share
         self.fee_usd += part * run.fee_usd
+        if run.audit:
+            self.audit_device_s += part * run.busy_s * run.share
+            self.audit_fee_usd += part * run.fee_usd
         if run.status == "ok":
             self.ok_items += part * run.items
             return
@@ -133,6 +139,8 @@ class CallTotals:
         self.cancelled += other.cancelled
         self.saved_items += other.saved_items
         self.ok_items += other.ok_items
+        self.audit_device_s += other.audit_device_s
+        self.audit_fee_usd += other.audit_fee_usd
 
 
 @dataclass(frozen=True)
@@ -223,6 +231,7 @@ def _call_row(
         cancelled=made.cancelled,
         saved_items=made.saved_items,
         usd_wasted=made.wasted_device_s * usd_per_device_s,
+        usd_audits=made.audit_device_s * usd_per_device_s + made.audit_fee_usd,
     )
 
 

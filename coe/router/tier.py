@@ -19,7 +19,7 @@ from coe.records import BatchRun
 from coe.router.queries import Batch, Garbage, Late, Query
 from coe.router.turns import Pace, Slots, Turns
 from coe.table import Outputs
-from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, FloatArray, IntArray, Placement, Probabilities
+from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, FloatArray, IntArray, Placement, Probabilities, Tier
 
 if TYPE_CHECKING:
     from coe.router.core import RouterCore
@@ -41,6 +41,11 @@ class Hearing:
     open: BoolArray
     due_s: FloatArray
     """(items,): when this tier stops waiting for votes."""
+
+    @property
+    def is_audit(self) -> bool:
+        """True where its queries have been answered already."""
+        return self.batch[0].audited is not None
 
 
 class TierQueue:
@@ -69,6 +74,7 @@ class TierQueue:
         self._batches = Slots(self._most_batches())
         self._at_work = self._batches_at_work()
         self._planned_per_s = self._per_s()
+        self._is_closed = False
         self._changed = asyncio.Event()
         """Queries came, or a batch ended."""
         self._alarm: asyncio.Future[None] | None = None
@@ -120,6 +126,16 @@ class TierQueue:
         self._at_work = self._batches_at_work()
         self._planned_per_s = self._per_s()
         self._changed.set()
+
+    def follow(self, tier: Tier, *, is_closed: bool) -> None:
+        """Decide by another gate: that of `tier`, which is the same in all else, or by none, passing on everything."""
+        self.tier, self._is_closed = tier, is_closed
+
+    @property
+    def has_a_replica_to_spare(self) -> bool:
+        """True where nothing waits, and with one batch more there would still be an idle replica, or no other batch at all."""
+        taken = self._batches.taken
+        return not self.waiting and (taken == 0 or taken + 1 < self._at_work)
 
     def put(self, queries: Sequence[Query]) -> None:
         """Add queries to the queue."""
@@ -182,10 +198,21 @@ class TierQueue:
                 self._pace.ended(self._core.clock(), len(batch), is_full=is_full)
                 give_back()
                 self._changed.set()
+                if self._core.shadow is not None:
+                    self._core.shadow.nudge()
         except Exception as error:  # a mistake of ours must not leave clients waiting
             for query in batch:
                 if not query.result.done():
                     query.result.set_exception(error)
+
+    async def audit(self, batch: list[Query]) -> None:
+        """Ask the members about queries that have been answered; neither the pace nor the queries under way count them."""
+        give_back = await self._batches.take()
+        try:
+            await self._hear(self._hearing(batch))
+        finally:
+            give_back()
+            self._changed.set()
 
     def _hearing(self, batch: list[Query]) -> Hearing:
         """Nobody asked yet; the votes that earlier tiers heard are there."""
@@ -267,6 +294,8 @@ class TierQueue:
             return
         outputs = self._outputs(heard.answers[rows], heard.probs[rows])
         decision = decide(self.tier, outputs)
+        if self._is_closed:
+            decision = replace(decision, accepted=np.zeros_like(decision.accepted))
         leaves = np.ones(len(rows), dtype=np.bool_) if is_over else decision.settled
         if not is_over and self._is_carried:
             is_staged = self.tier.dispatch == "staged"
@@ -357,7 +386,7 @@ class TierQueue:
             still = rows[heard.open[rows]]
         finally:
             if saved := len(rows) - len(still):
-                self._record(placement, saved, self._core.clock(), 0.0, "cancelled")
+                self._record(placement, saved, self._core.clock(), 0.0, "cancelled", audit=heard.is_audit)
         try:
             if not len(still):
                 return still, None
@@ -393,29 +422,39 @@ class TierQueue:
             doubt.cancel()
             # a replica that died cannot say how long it was busy: all the time counts; a hosted model keeps no machine of ours
             whole = 0.0 if placement.api else self._core.clock() - start
-            busy_s = whole if busy_s is None else busy_s
-            self._record(placement, len(items), start, busy_s, status, fee_usd)
+            busy_s, is_audit = whole if busy_s is None else busy_s, queries[0].audited is not None
+            self._record(placement, len(items), start, busy_s, status, fee_usd, audit=is_audit)
             if self._core.spending is not None:
                 self._core.spending.ended(placement, queries, busy_s, fee_usd, sound)
         return probs
 
     def _record(
-        self, placement: Placement, items: int, start_s: float, busy_s: float, status: str, fee_usd: float = 0.0
+        self,
+        placement: Placement,
+        items: int,
+        start_s: float,
+        busy_s: float,
+        status: str,
+        fee_usd: float = 0.0,
+        *,
+        audit: bool,
     ) -> None:
         """Write one call to the ledger."""
-        self._core.record(
-            BatchRun(
-                self.number,
-                placement.member,
-                placement.node_type,
-                placement.share,
-                items,
-                start_s,
-                busy_s,
-                status,
-                fee_usd,
-            )
+        run = BatchRun(
+            self.number,
+            placement.member,
+            placement.node_type,
+            placement.share,
+            items,
+            start_s,
+            busy_s,
+            status,
+            fee_usd,
+            audit,
         )
+        self._core.record(run)
+        if audit and self._core.shadow is not None:
+            self._core.shadow.billed(run)
 
 
 def _described(reply: object) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]  # comes with Ray
+import numpy as np
 import ray
 from ray.serve.schema import ServeDeploySchema
 
@@ -23,10 +24,11 @@ from coe.fleet.groups import gate_files, gates
 from coe.fleet.labels import NODE_TYPE_LABEL, SERVE_ENV, replica_options
 from coe.fleet.setup import Setup
 from coe.prices.catalog import provenance
+from coe.router.audits import Auditor
 from coe.router.changing import changeable
 from coe.serving.scaling_policy import ROUTER, application_policy
 from coe.serving.v2_messages import SERVICER
-from coe.types import Access, Plan, Scaling
+from coe.types import Access, Audits, Plan, Scaling
 
 IMPORT_PATH = "deployments.app:build"
 APPLICATION = "coe"
@@ -38,6 +40,7 @@ def serve_config(
     ledger_dir: str | None,
     access: Access | None = None,
     scaling: Scaling | None = None,
+    audits: Audits | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     grpc_port: int | None = None,
@@ -46,9 +49,11 @@ def serve_config(
 
     grpc_port: where it also listens for gRPC; None for nowhere.
 
-    Raises `InvalidInput` for hosted models without a price in the plan, for node types that cannot be labels, and for two
-    ports that are one.
+    Raises `InvalidInput` for hosted models without a price in the plan, for node types that cannot be labels, for two
+    ports that are one, and for audits that cannot be of this plan.
     """
+    if audits is not None:
+        Auditor(audits, plan, np.random.default_rng(0), 0.0)  # refuses what the router would refuse
     if grpc_port == port:
         rule, remedy = "must be another port than that of HTTP", "choose another --grpc-port"
         raise InvalidInput(Problem("--grpc-port", rule, str(grpc_port), remedy))
@@ -74,6 +79,7 @@ def serve_config(
                     **({} if ledger_dir is None else {"ledger_dir": str(Path(ledger_dir).resolve())}),
                     **({} if access is None else {"access": access.model_dump(mode="json", exclude_none=True)}),
                     **({} if scaling is None else {"scaling": scaling.model_dump(mode="json")}),
+                    **({} if audits is None else {"audits": audits.model_dump(mode="json", exclude_none=True)}),
                 },
             }
         ],

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from coe.errors import InvalidInput, Problem
-from coe.records import Answer, BatchRun, NodeSpan, Record
+from coe.records import Answer, Audit, Auditing, BatchRun, NodeSpan, Record
 from coe.router.core import RouterCore
 from coe.router.queries import Overloaded, Reply
 from coe.router.scaling import Patience, wanted_by_ongoing, wanted_by_reach
@@ -498,6 +498,10 @@ def with_start(records: Sequence[Record], started_s: float) -> list[Record]:
             moved.append(replace(r, start_s=r.start_s + started_s, end_s=r.end_s + started_s))
         elif isinstance(r, BatchRun):
             moved.append(replace(r, start_s=r.start_s + started_s))
+        elif isinstance(r, Auditing):
+            moved.append(replace(r, at_s=r.at_s + started_s))
+        elif isinstance(r, Audit):
+            moved.append(replace(r, asked_s=r.asked_s + started_s, done_s=r.done_s + started_s))
         else:
             moved.append(replace(r, arrival_s=r.arrival_s + started_s, done_s=r.done_s + started_s))
     return moved
