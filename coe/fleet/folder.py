@@ -27,11 +27,12 @@ NAMES = ("serve.yaml", "aws.yaml", "gcp.yaml", "rayservice.yaml", "local.yaml")
 
 @dataclass(frozen=True)
 class ClusterFiles:
-    """File name -> text, and notes for the reader; `launcher` is the launcher file's content, where there is one."""
+    """File name -> text, and notes for the reader; what the launcher file and rayservice.yaml hold, where there are such."""
 
     texts: dict[str, str]
     notes: tuple[str, ...]
     launcher: dict[str, Any] | None
+    service: dict[str, Any] | None
 
 
 def cluster_files(plan: Plan, serve: dict[str, Any], setup: Setup) -> ClusterFiles:
@@ -41,7 +42,8 @@ def cluster_files(plan: Plan, serve: dict[str, Any], setup: Setup) -> ClusterFil
     a note says why. Raises `InvalidInput` for a plan that no cluster file can express, and for options that do not fit it.
     """
     node_groups(plan)
-    texts, notes, launched = {}, [], None
+    texts, notes = {}, []
+    launched = deployed = None
     try:
         found = launcher(plan, setup)
     except InvalidInput as error:
@@ -55,10 +57,11 @@ def cluster_files(plan: Plan, serve: dict[str, Any], setup: Setup) -> ClusterFil
     except InvalidInput as error:
         notes += _left_out("rayservice.yaml", error)
     else:
-        texts["rayservice.yaml"] = _kuberay_head(plan) + to_blocks(service.data())
+        deployed = service.data()
+        texts["rayservice.yaml"] = _kuberay_head(plan) + to_blocks(deployed)
         notes += _kuberay_notes(plan, setup)
     texts["local.yaml"] = _local_text(plan)
-    return ClusterFiles(texts, tuple(notes), launched)
+    return ClusterFiles(texts, tuple(notes), launched, deployed)
 
 
 def first_line(plan: Plan, what: str) -> str:

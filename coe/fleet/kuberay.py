@@ -1,8 +1,8 @@
 """`rayservice.yaml`: the plan as a RayService of KubeRay, for `kubectl apply`.
 
 The nouns below hold the fields that we write of ``ray.io/v1`` RayService, as in KubeRay 1.5 and 1.6: `labels` of a group
-came with 1.5, whose operator refuses them among `rayStartParams`. Names and types were compared with the project's
-``helm-chart/kuberay-operator/crds/ray.io_rayservices.yaml`` at 02a80a6. Pods follow Kubernetes' core/v1.
+came with 1.5, whose operator refuses them among `rayStartParams`. `coe build` checks the file against the schemas of
+KubeRay and Kubernetes that are recorded in ``kuberay.schema.yaml`` and ``pod-template.schema.yaml``.
 """
 
 from __future__ import annotations
