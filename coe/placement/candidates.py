@@ -181,7 +181,7 @@ def _goes_by_token(api: ApiPrice) -> bool:
 
 
 def usd_by_lengths(api: ApiPrice, workload: Workload | None) -> float:
-    """Mean price of a call where none was counted: by the workload's lengths. `InvalidInput` where they are needed and not there."""
+    """Mean price of a call where none was counted: by the workload's lengths. `InvalidInput` where they are needed."""
     if not _goes_by_token(api):
         return api.usd_per_call
     if workload is not None and workload.tokens:
