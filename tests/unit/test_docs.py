@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import doctest
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +78,15 @@ def test_verbs_options_and_modules_of_shown_commands_exist(page: Path) -> None:
     assert not wrong
 
 
+@lru_cache
+def program() -> Any:
+    """The command line as click sees it."""
+    return typer.main.get_command(app)
+
+
 def unknown(words: list[str]) -> list[str]:
     """What of a command `coe` does not know."""
-    command: Any = typer.main.get_command(app)
+    command = program()
     names = list(words)
     while hasattr(command, "commands") and names and not names[0].startswith("-"):
         name = names.pop(0)
@@ -105,3 +115,17 @@ def test_the_check_of_commands_finds_what_is_wrong() -> None:
         what for words in command_lines("\n".join(lines) + "\n") for what in unknown(words[1:]) if words[0] == "coe"
     ]
     assert found == ["no option --rats", "no verb plann", "no option --stat", "no option --formt"]
+
+
+def test_a_stranger_gets_a_certified_cascade_from_the_readmes_recorded_predictions(tmp_path: Path) -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## From recorded predictions alone")[2]
+    block = section.partition("```sh\n")[2].partition("```")[0]
+    here = f'set -e\ncoe() {{ "{sys.executable}" -c "from coe.cli.main import main; main()" "$@"; }}\n'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    done = subprocess.run(
+        ["bash", "-c", here + block], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "less than the best single model, large" in done.stdout
+    assert "certified at most 1.00% below large with 95% confidence" in done.stderr
+    assert {"front.json", "front.svg", "cascade.calibrated.yaml"} <= {p.name for p in tmp_path.iterdir()}
