@@ -12,6 +12,7 @@ import typer
 from coe import files
 from coe.cli.cluster import check_reachable
 from coe.cli.console import Out, place, progress, say, today, wrote
+from coe.cli.hosted import DEFAULT_REQUESTS, MaxUsd, Requests, Spending, Yes, time_hosted
 from coe.cli.offline import PricesFile, check_sources
 from coe.errors import GateExceeded, InvalidInput, Problem
 from coe.records import Bench
@@ -44,22 +45,32 @@ def profile(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an interrupted run ended; unchanged members only.")
     ] = False,
+    requests: Requests = DEFAULT_REQUESTS,
+    yes: Yes = False,
+    max_usd: MaxUsd = None,
     out: Out = Path("profiles.yaml"),
 ) -> None:
-    """Time every member on every node type of a Ray cluster.
+    """Time every member on every node type of a Ray cluster, and hosted models from here.
 
     Every finished profile is kept beside the output (OUT.partial.yaml) until all are there.
+
+    Hosted models are those that the price list sells (apis). Each gets --requests real requests, once, from this machine; what
+    they will about cost is said first, and without --yes or --max-usd nothing is sent. Where all members are hosted, no
+    cluster is needed.
 
     \b
     Example:
       coe cluster up fleet.yaml
       coe profile pool.yaml --prices fleet.yaml -o profiles.yaml
       coe profile pool.yaml --prices fleet.yaml -o profiles.yaml --resume
+      coe profile pool.yaml --prices prices.yaml --data data.npz --requests 200 --max-usd 0.50 -o profiles.yaml
     """
     from coe.profiler.predict import load_data
-    from coe.serving.profile import profile_members
+    from coe.profiler.quote import refuse_unlisted
 
-    pool = files.read(pool_file, Pool)
+    pool, offered = files.read(pool_file, Pool), files.read_prices(prices)
+    refuse_unlisted(pool, offered, str(prices))
+    items = None if data is None else load_data(data).x
     sizes = _sizes(batch_sizes)
     partial = out.with_suffix(".partial.yaml")
     done: list[Profile] = list(files.read(partial, Profiles).profiles) if resume and partial.exists() else []
@@ -70,21 +81,29 @@ def profile(
         done.append(profile)
         files.write(partial, Profiles(profiles=tuple(done)), "Not finished; go on with coe profile --resume.")
 
-    with progress("profile") as advance:
-        profiles = profile_members(
-            pool,
-            pool_file.resolve().parent,
-            files.read_prices(prices),
-            _address(address),
-            batch_sizes=sizes,
-            min_runs=min_runs,
-            max_s=max_seconds,
-            today=today(),
-            sample=None if data is None else load_data(data).x,
-            progress=advance,
-            known=known,
-            keep=keep,
-        )
+    folder = pool_file.resolve().parent
+    hosted = time_hosted(pool, folder, offered, items, known, keep, Spending(requests, yes, max_usd))
+    timed = list(hosted)
+    if len(hosted) < len(pool.members):
+        from coe.serving.profile import profile_members
+
+        with progress("profile") as advance:
+            on_nodes = profile_members(
+                pool,
+                folder,
+                offered,
+                _address(address),
+                batch_sizes=sizes,
+                min_runs=min_runs,
+                max_s=max_seconds,
+                today=today(),
+                sample=items,
+                progress=advance,
+                known=known,
+                keep=keep,
+            )
+        timed += on_nodes.profiles
+    profiles = Profiles(profiles=tuple(timed))
     partial.unlink(missing_ok=True)
     files.write(out, profiles, f"Measured by coe profile on {today()}.")
     accelerators = sorted({p.accelerator for p in profiles.profiles})

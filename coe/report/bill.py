@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coe.cost.model import SECONDS_PER_HOUR, usd_per_busy_s
+from coe.placement.fees import call_fee_usd
 from coe.prices.catalog import age_days
 from coe.records import BatchRun, NodeSpan
 from coe.report import words
@@ -236,9 +237,10 @@ def _call_row(
 
 
 def _predicted_usd_per_query(plan: Plan, placement: Placement) -> float:
-    """Calls per query x the placement's part of them x busy time per item x its price."""
+    """Calls per query x the placement's part of them x what one costs: busy time per item at its price, and fees."""
     per_busy_s = usd_per_busy_s(plan.offer(placement.node_type), placement.share)
-    return plan.stats.calls[placement.member] * placement.traffic * placement.expected_busy_s * per_busy_s
+    per_call = placement.expected_busy_s * per_busy_s + call_fee_usd(plan, placement)
+    return plan.stats.calls[placement.member] * placement.traffic * per_call
 
 
 def per_1k(usd: float, answers: int) -> float | None:

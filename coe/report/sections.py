@@ -315,5 +315,9 @@ def _nodes(report: Report) -> Section:
 
 
 def _age(day: str, age_days: int) -> str:
-    when = "of the same day" if age_days == 0 else f"{abs(age_days)} days {'old' if age_days > 0 else 'ahead'}"
+    when = (
+        "of the same day"
+        if age_days == 0
+        else f"{abs(age_days)} day{'' if abs(age_days) == 1 else 's'} {'old' if age_days > 0 else 'ahead'}"
+    )
     return f"{day}, {when}"

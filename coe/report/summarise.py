@@ -439,8 +439,9 @@ def _notes(
         count = words.number(sum(row.late + row.failed + row.cancelled for row in calls))
         yield f"Calls that were late, failed or cancelled ({count}) are billed: {words.usd(wasted)}."
     if saved := sum(row.saved_items for row in calls):
-        usd = sum(row.saved_items * row.usd / row.items for row in calls if row.items)
-        yield f"Early decisions saved {words.number(saved)} questions to members, about {words.usd(usd)} of busy time."
+        usd = sum(row.saved_items * (row.usd + row.usd_fees) / row.items for row in calls if row.items)
+        what = "busy time and fees" if any(row.usd_fees for row in calls) else "busy time"
+        yield f"Early decisions saved {words.number(saved)} questions to members, about {words.usd(usd)} of {what}."
 
 
 def _load_notes(served: Served, latency: Latency | None) -> Iterable[str]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from coe.cost.model import SECONDS_PER_HOUR, usd_per_busy_s
 from coe.errors import InvalidInput, Problem
+from coe.placement.fees import call_fee_usd
 from coe.records import Auditing, BatchRun
-from coe.simulator.network import call_fee_usd
 from coe.types import Audits, Cascade, Placement, Plan
 
 BURST_S = 60.0

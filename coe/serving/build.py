@@ -26,6 +26,7 @@ from coe.fleet.setup import Setup
 from coe.prices.catalog import provenance
 from coe.router.audits import Auditor
 from coe.router.changing import changeable
+from coe.serving.ray_service_schema import check_ray_service
 from coe.serving.scaling_policy import ROUTER, application_policy
 from coe.serving.v2_messages import SERVICER
 from coe.types import Access, Audits, Plan, Scaling
@@ -167,6 +168,8 @@ def write_folder(plan: Plan, config: dict[str, Any], folder: Path, setup: Setup)
     gate_files_here = gate_paths(plan)
     if found.launcher is not None:
         check_launcher(found.launcher)
+    if found.service is not None:
+        check_ray_service(found.service)
     serve = first_line(plan, "the service, for serve run and serve deploy") + comment(*header(plan).splitlines())
     texts = {"serve.yaml": serve + to_yaml(config), **found.texts}
     folder.mkdir(exist_ok=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from coe.errors import InvalidInput, Problem
+from coe.placement.fees import call_fee_usd
 from coe.records import Answer, Audit, Auditing, BatchRun, NodeSpan, Record
 from coe.router.core import RouterCore
 from coe.router.queries import Overloaded, Reply
@@ -22,7 +23,7 @@ from coe.router.shifting import next_gear
 from coe.simulator.arrivals import stream
 from coe.simulator.figures import Simulated, Tally, figures, placements_of
 from coe.simulator.machines import Machines
-from coe.simulator.network import call_fee_usd, items_of
+from coe.simulator.network import items_of
 from coe.simulator.stations import Replica, Station, station_of
 from coe.simulator.virtual import run_virtually
 from coe.table import PredictionTable
