@@ -38,6 +38,8 @@ class Gearbox:
         self._rate = ArrivalRate(look_back_s or gears.look_back_s, now_s)
         self._changed_s = -math.inf
         self.changes = 0
+        self.is_held = False
+        """True: stay whatever the load is; it is measured all the same."""
 
     @property
     def every_s(self) -> float:
@@ -54,7 +56,7 @@ class Gearbox:
 
     def shifted(self, now_s: float, routers: int = 1) -> int | None:
         """The gear to change to, which is `current` from now on; None to stay."""
-        gear = next_gear(self.gears, self.current, self.rate_per_s(now_s, routers))
+        gear = self.current if self.is_held else next_gear(self.gears, self.current, self.rate_per_s(now_s, routers))
         if gear == self.current or (gear < self.current and now_s - self._changed_s < self.gears.dwell_s):
             return None
         self.put_into(gear, now_s)

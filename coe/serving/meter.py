@@ -61,10 +61,14 @@ class Meter:
         if self._ledger is not None:
             self._ledger.flush_aside()
 
-    def stop_spans(self) -> None:
+    def stop_spans(self, at_s: float | None = None) -> None:
         """Write the node time up to now, and no more: from here on another meter counts it."""
-        self._add_spans()
+        self._add_spans(at_s)
         self._counts_nodes = False
+
+    def start_spans(self, at_s: float) -> None:
+        """Count node time from now on: another meter did so far."""
+        self._counts_nodes, self._span_start_s = True, at_s
 
     def close(self) -> None:
         """Write everything and close the ledger."""
@@ -73,10 +77,10 @@ class Meter:
             self._ledger.close()
             self._ledger = None
 
-    def _add_spans(self) -> None:
+    def _add_spans(self, at_s: float | None = None) -> None:
         if not self._counts_nodes:
             return
-        now = self._clock()
+        now = self._clock() if at_s is None else at_s
         for node in self._plan.nodes:
             is_router = node.node_type == self._plan.router.node_type
             own = self._plan.router.replicas if is_router else 0
