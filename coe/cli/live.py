@@ -361,7 +361,7 @@ def bench(
 
 
 def report(
-    plan: Annotated[Path, typer.Option("--plan", help="plan.yaml that was served")],
+    plan: Annotated[Path, typer.Option("--plan", help="plan.yaml that was served, or gears.yaml")],
     ledger: Annotated[Path, typer.Option("--ledger", help="A ledger file, or the folder of them.")],
     bench: Annotated[
         Path | None, typer.Option("--bench", help="bench.json: restrict to this run, use its labels.")
@@ -381,11 +381,15 @@ def report(
     Example:
       coe report --plan plan.yaml --ledger ledger --bench bench.json --predictions predictions.npz
       coe report --plan plan.yaml --ledger ledger --format html -o report.html
+      coe report --plan gears.yaml --ledger ledger --bench bench.json
     """
     from coe.ledger import read_ledger
     from coe.report.summarise import summarise
 
-    planned = files.read(plan, Plan)
+    planned, gears = _plan_or_gears(plan)
+    if gears is not None:
+        _report_gears(gears, ledger, bench, predictions, form, gate, out)
+        return
     written = read_ledger(ledger, planned.fingerprint())
     if written.plan_fingerprint != planned.fingerprint():
         rule = f"is the ledger of another plan than {plan}"
@@ -404,6 +408,42 @@ def report(
     else:
         files.write_text(out, text)
         wrote(out, f"report on {result.served.answered} answers")
+    if gate and result.missed:
+        raise GateExceeded(result.missed)
+
+
+def _report_gears(
+    gears: Gears, ledger: Path, bench: Path | None, predictions: Path | None, form: Format, gate: bool, out: Path | None
+) -> None:
+    """How long each gear was in service, what it promised, what came of it, and the bill of all."""
+    from coe.ledger import plans_in, read_ledger
+    from coe.report.geared import as_markdown, as_text, summarise_gears
+
+    if form is Format.html:
+        remedy = "use text, markdown or json; the live page draws one gear"
+        raise InvalidInput(Problem("--format", "is not made of gears", "html", remedy))
+    prints = {name: g.plan.fingerprint() for name, g in zip(gears.names, gears.gears, strict=True)}
+    there = plans_in(ledger)
+    written = {name: read_ledger(ledger, print_) for name, print_ in prints.items() if print_ in there}
+    if not written:
+        remedy = "give the gears that were served, and the folder that `coe build --ledger` named"
+        raise InvalidInput(Problem(str(ledger), "holds no ledger of these gears", remedy=remedy))
+    result = summarise_gears(
+        gears,
+        {name: found.records for name, found in written.items()},
+        bench=None if bench is None else files.read(bench, Bench),
+        table=None if predictions is None else files.read_predictions(predictions),
+        unaccounted=sum(found.torn_lines for found in written.values()),
+    )
+    if form is Format.json:
+        text = result.model_dump_json(indent=1) + "\n"
+    else:
+        text = as_markdown(result) if form is Format.markdown else as_text(result)
+    if out is None:
+        print(text, end="")
+    else:
+        files.write_text(out, text)
+        wrote(out, f"report on {result.answered} answers of {len(written)} gears")
     if gate and result.missed:
         raise GateExceeded(result.missed)
 

@@ -6,6 +6,7 @@ A killed writer can tear its last line and nothing else, so a reader forgives ex
 
 from __future__ import annotations
 
+import gzip
 import json
 import zlib
 from collections.abc import Iterable, Sequence
@@ -63,9 +64,11 @@ class _Part:
     deleted: tuple[Deleted, ...]
 
 
-def read_ledger(path: str | Path, plan_fingerprint: str | None = None) -> LedgerFile:
+def read_ledger(path: str | Path, plan_fingerprint: str | None = None, *, comes_and_goes: bool = False) -> LedgerFile:
     """The ledger at `path`, or all ledgers (`*.jsonl`, `*.jsonl.gz`) of that folder: those of one plan where it is named;
     else all must be of one. The files of each ledger are read in the order in which they were written.
+
+    comes_and_goes: the plan is a gear, so that time without node time is another gear's and no hole.
 
     Raises `InvalidInput` for anything malformed but a torn last line, and where no ledger is of the plan.
     """
@@ -88,7 +91,9 @@ def read_ledger(path: str | Path, plan_fingerprint: str | None = None) -> Ledger
     for part in parts:
         ledgers.setdefault(ledger_of(part.path), []).append(part)
     read = [
-        _joined(name, sorted(own, key=lambda p: p.number), deleted, is_alone=path.is_file())
+        _joined(
+            name, sorted(own, key=lambda p: p.number), deleted, is_alone=path.is_file(), has_holes=not comes_and_goes
+        )
         for name, own in sorted(ledgers.items())
     ]
     open_ones = sum(own.is_open for own in read)
@@ -107,6 +112,22 @@ def read_ledger(path: str | Path, plan_fingerprint: str | None = None) -> Ledger
     )
 
 
+def plans_in(path: str | Path) -> frozenset[str]:
+    """Fingerprints of the plans whose ledgers lie at `path`, a file or a folder, by their first lines."""
+    path = Path(path)
+    found = set()
+    for file in sorted(p for pattern in PATTERNS for p in path.glob(pattern)) if path.is_dir() else [path]:
+        try:
+            with gzip.open(file, "rt") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+                line = lines.readline()
+        except (OSError, EOFError):
+            continue  # `read_ledger` says what is wrong with it
+        header = _parsed(file, 1, line) if line.endswith("\n") else None
+        if isinstance(header, dict):
+            found.add(str(header.get("plan")))
+    return frozenset(found)
+
+
 @dataclass(frozen=True)
 class _Joined:
     """The files of one ledger, one after the other."""
@@ -118,8 +139,9 @@ class _Joined:
     is_open: bool
 
 
-def _joined(name: str, parts: Sequence[_Part], deleted: Iterable[str], *, is_alone: bool) -> _Joined:
-    """`parts` in their order.   deleted: names of files that were deleted on purpose.   is_alone: one file was asked for."""
+def _joined(name: str, parts: Sequence[_Part], deleted: Iterable[str], *, is_alone: bool, has_holes: bool) -> _Joined:
+    """`parts` in their order.   deleted: names of files that were deleted on purpose.   is_alone: one file was asked for.
+    has_holes: time without node time is worth a note."""
     records = tuple(record for part in parts for record in part.records)
     lost = [line for part in parts for line in part.lost]
     notes = [
@@ -128,7 +150,7 @@ def _joined(name: str, parts: Sequence[_Part], deleted: Iterable[str], *, is_alo
         for line in lost
     ]
     missing, told = _between(name, parts, set(deleted), is_alone=is_alone)
-    holes = _holes(records)
+    holes = _holes(records) if has_holes else []
     told += [
         f"{name}: no node time is recorded from {_time(start_s)} to {_time(end_s)} ({end_s - start_s:,.0f} s)."
         for start_s, end_s in holes[:HOLES_NAMED]

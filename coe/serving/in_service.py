@@ -144,6 +144,12 @@ class InService:
             self._meter.tick()
 
 
+def hand_over(old: InService, to: InService, at_s: float) -> None:
+    """From this instant on `to` is in service, and the nodes are its to bill."""
+    old.leave(at_s)
+    to.enter(at_s)
+
+
 def _batch_bytes() -> float:
     """What a call may carry: the message limit that Serve was started with, less what wraps the array."""
     limit = int(os.environ.get("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", SERVE_MESSAGE_BYTES))

@@ -25,7 +25,7 @@ from coe.router.shifting import follow_load
 from coe.serving.door import Gate, access_logger
 from coe.serving.following import follow, running_replicas
 from coe.serving.geared import Geared
-from coe.serving.in_service import InService
+from coe.serving.in_service import InService, hand_over
 from coe.serving.scaling_policy import ROUTER, Work
 from coe.serving.service import Service
 from coe.serving.starting import Starting
@@ -156,9 +156,8 @@ class Router(V2Methods):
         """Let `to` take what comes from now on; gears are kept, other plans end when what they have is answered."""
         if to is self._now:
             return
-        old, self._now, at_s = self._now, to, time.time()
-        old.leave(at_s)
-        to.enter(at_s)
+        old, self._now = self._now, to
+        hand_over(old, to, time.time())
         self._follow_work()
         self._service.plan, self._service.watch = to.plan, to.watch
         log.warning("the plan is now %s (%s)", to.plan.name, to.plan.fingerprint()[:12])
