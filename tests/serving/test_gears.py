@@ -24,6 +24,7 @@ from coe.cascade.evaluate import route
 from coe.cli.main import run as command
 from coe.files import write_predictions
 from coe.ledger import read_ledger
+from coe.placement.standing import gears_on
 from coe.placement.together import together
 from coe.profiler.predict import DataSet
 from coe.records import Answer, Bench, NodeSpan
@@ -31,7 +32,7 @@ from coe.report.geared import GearsReport
 from coe.serving.cluster import ClusterState, free_port
 from coe.serving.ready import wait_until_running
 from coe.table import PredictionTable
-from coe.types import Fleet, Gear, Gears, Member, Plan, Pool
+from coe.types import Fleet, Gears, Member, Pool
 from tests import factories, gears_case
 from tests.serving.test_service import rows_of
 
@@ -57,33 +58,28 @@ class Geared:
 
 
 def gears_of(table: PredictionTable, predictions: Path, fleet: Fleet) -> Gears:
-    """The accurate cascade up to 20 queries per second, the fast one above; members replay and take well under a millisecond."""
+    """On the machines of the accurate cascade: it up to 25 queries per second, the fast one above; members replay in no time."""
     accelerators = {n.offer.accelerator: 1.0 for n in fleet.nodes if n.offer.accelerators_per_node}
     members = tuple(Member(name=m, runner="table", options={"predictions": str(predictions)}) for m in table.members)
     cost = {"small": 0.0004, "middle": 0.0005, "other": 0.0004, "large": 0.004}
     small = [p.model_copy(update={"memory_gib": 0.01}) for p in factories.profiles(cost, speeds=accelerators).profiles]
-
-    def planned(cascade: Any, rate_per_s: float, epsilon: float) -> Plan:
-        return gears_case.planned(
-            cascade,
-            rate_per_s,
-            epsilon,
-            prices=fleet.prices,
-            profiles=factories.profiles().model_copy(update={"profiles": tuple(small)}),
-            table=table,
-            pool=Pool(classes=table.classes, input_shape=(1,), members=members),
-            latency_s=1.0,
-        )
-
-    low, high = planned(gears_case.ACCURATE, 20.0, 0.1), planned(gears_case.FAST, 200.0, 0.2)
-    return Gears(
-        look_back_s=LOOK_BACK_S,
-        dwell_s=DWELL_S,
-        gears=(
-            Gear(name="accurate", up_to_per_s=25.0, back_below_per_s=0.0, plan=low),
-            Gear(name="fast", up_to_per_s=200.0, back_below_per_s=20.0, plan=high),
-        ),
+    low = gears_case.planned(
+        gears_case.ACCURATE,
+        25.0,
+        0.1,
+        prices=fleet.prices,
+        profiles=factories.profiles().model_copy(update={"profiles": tuple(small)}),
+        table=table,
+        pool=Pool(classes=table.classes, input_shape=(1,), members=members),
+        latency_s=1.0,
     )
+    found = gears_on(low, [gears_case.certified(gears_case.FAST, 0.2)], table.split("certification"))
+    limits = ((25.0, 0.0, "accurate"), (200.0, 20.0, "fast"))  # lower than they need be, so that little is to be sent
+    gears = [
+        gear.model_copy(update={"up_to_per_s": up, "back_below_per_s": back, "name": name})
+        for gear, (up, back, name) in zip(found.gears, limits, strict=True)
+    ]
+    return Gears(look_back_s=LOOK_BACK_S, dwell_s=DWELL_S, gears=tuple(gears))
 
 
 @pytest.fixture(scope="module")
