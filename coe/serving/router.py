@@ -80,7 +80,7 @@ class Router(V2Methods):
         self._spans = provider_of(tracing, os.environ)
         self._handles = {name: by_value(handle) for name, handle in handles.items()}
         self._scaling = scaling
-        self._work = Work()
+        self._work = Work(() if gears is None or scaling is None else handles)
         application_name = serve.get_replica_context().app_name
         self._geared = None if gears is None else Geared(gears, self._fresh)
         self._following: tuple[asyncio.Task[None], ...] = ()
