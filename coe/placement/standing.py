@@ -186,5 +186,8 @@ def _needless(plans: Sequence[Plan]) -> Iterator[Problem]:
     for low, high in pairwise(plans):
         if high.workload.rate_per_s <= low.workload.rate_per_s:
             found = f"{high.workload.rate_per_s:.4g}/s, and '{low.cascade.name}' {low.workload.rate_per_s:.4g}/s"
-            remedy = "leave it out"
+            busiest = max(high.placements, key=lambda p: p.utilisation).deployment
+            remedy = (
+                f"ask {busiest} less, which is as busy as it may be, or make a plan for this cascade and join the two"
+            )
             yield Problem(f"cascade '{high.cascade.name}'", "must carry more than the gear before it", found, remedy)

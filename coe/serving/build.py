@@ -159,7 +159,7 @@ def gears_header(plan: Plan, gears: Gears) -> str:
         f"  {g.name}: up to {g.up_to_per_s:g}/s, back below {g.back_below_per_s:g}/s. {claim_in_words(g.plan)}"
         for g in gears.gears
     )
-    rules = f"loads are means over {gears.look_back_s:g} s; down at most {gears.dwell_s:g} s after a change"
+    rules = f"loads are means over {gears.look_back_s:g} s; down no sooner than {gears.dwell_s:g} s after a change"
     return f"{len(gears.gears)} gears, {rules}:\n{bands}\n{header(plan)}"
 
 
