@@ -424,7 +424,9 @@ def _report_gears(
         raise InvalidInput(Problem("--format", "is not made of gears", "html", remedy))
     prints = {name: g.plan.fingerprint() for name, g in zip(gears.names, gears.gears, strict=True)}
     there = plans_in(ledger)
-    written = {name: read_ledger(ledger, print_) for name, print_ in prints.items() if print_ in there}
+    written = {
+        name: read_ledger(ledger, print_, comes_and_goes=True) for name, print_ in prints.items() if print_ in there
+    }
     if not written:
         remedy = "give the gears that were served, and the folder that `coe build --ledger` named"
         raise InvalidInput(Problem(str(ledger), "holds no ledger of these gears", remedy=remedy))
@@ -433,7 +435,8 @@ def _report_gears(
         {name: found.records for name, found in written.items()},
         bench=None if bench is None else files.read(bench, Bench),
         table=None if predictions is None else files.read_predictions(predictions),
-        unaccounted=sum(found.torn_lines for found in written.values()),
+        unaccounted=sum(found.unaccounted for found in written.values()),
+        ledger_notes=[note for found in written.values() for note in found.notes],
     )
     if form is Format.json:
         text = result.model_dump_json(indent=1) + "\n"

@@ -96,11 +96,13 @@ def summarise_gears(
     bench: Bench | None = None,
     table: PredictionTable | None = None,
     unaccounted: int = 0,
+    ledger_notes: Sequence[str] = (),
 ) -> GearsReport:
     """The report over the bench's window, or over all ledgers without one.
 
     gears: as `coe.placement.together` has them served.   records: gear's name -> the records of its ledgers, for every gear that
-    was in service.   table: labels of the served items.   unaccounted: records known to be lost.
+    was in service.   table: labels of the served items.   unaccounted: records known to be lost.   ledger_notes: what is missing,
+    in words.
 
     Raises `InvalidInput` where there are no records, and for names that are no gears.
     """
@@ -139,7 +141,7 @@ def summarise_gears(
         usd_per_1k_usage=per_1k(usage, answered),
         usd_per_1k_allocation=per_1k(rented_usd + fees, answered),
         unmetered_s=unmetered_s,
-        notes=tuple(_notes(rows, requests - answered, unaccounted, unmetered_s, window, bench)),
+        notes=(*_notes(rows, requests - answered, unaccounted, unmetered_s, window, bench), *ledger_notes),
     )
 
 

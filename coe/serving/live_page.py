@@ -29,7 +29,7 @@ from coe.report.quality import claim_in_words
 from coe.report.running import Running
 from coe.serving import schemas
 from coe.serving.http_api import error_body, refused
-from coe.serving.ledger_state import ledger_exposition, ledger_notes
+from coe.serving.ledger_state import ledger_exposition, ledger_notes, together
 from coe.serving.metrics import CONTENT_TYPE, exposition, exposition_of_gears
 from coe.serving.process_state import process_exposition
 from coe.types import Plan
@@ -84,7 +84,7 @@ class Watch:
 
     def report(self) -> Report:
         """The report of everything so far. Raises `InvalidInput` where there is none; see `report_so_far`."""
-        result = report_so_far(self.running, ledger_notes(self._ledger()))
+        result = report_so_far(self.running, ledger_notes(self._ledgers()))
         if self.gearing is None:
             return result
         return result.model_copy(update={"notes": (*gear_notes(self.gearing.view()), *result.notes)})
@@ -92,7 +92,12 @@ class Watch:
     def metrics(self, tasks: int = 0) -> bytes:
         """What Prometheus reads. tasks: of the event loop."""
         own = process_exposition(tasks, self._router)
-        return self._plans_exposition() + ledger_exposition(self._ledger(), self._router) + own
+        return self._plans_exposition() + ledger_exposition(self._ledgers(), self._router) + own
+
+    def _ledgers(self) -> LedgerState | None:
+        """What has become of the records of the plan, or of all gears."""
+        watches = [self] if self.gearing is None else {self, *(w for _, w in self.gearing.watches())}
+        return together(w._ledger() for w in watches)
 
     def _plans_exposition(self) -> bytes:
         """The figures of the plan, or of every gear's."""
@@ -111,7 +116,7 @@ class Watch:
             gears=None if self.gearing is None else self.gearing.view(),
             certificate=self._certificate,
         )
-        return view.model_copy(update={"alarms": (*view.alarms, *ledger_notes(self._ledger()))})
+        return view.model_copy(update={"alarms": (*view.alarms, *ledger_notes(self._ledgers()))})
 
 
 def page() -> tuple[str, str]:

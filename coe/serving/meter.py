@@ -8,6 +8,7 @@ from coe.ledger import Ledger, LedgerState
 from coe.records import NodeSpan, Record
 from coe.types import Plan
 
+REST_S = 3600.0
 SPAN_S = 10.0
 """Without traffic a span of node time is written this often; with traffic, at every flush."""
 
@@ -32,7 +33,7 @@ class Meter:
         self._observe = observe
         self._is_new = False
         self._counts_nodes = True
-        self._span_start_s = clock()
+        self._span_start_s = self._rested_s = clock()
         self._seen: dict[str, set[str]] = {}
         self.node_type_of: Mapping[str, str] = {p.deployment: p.node_type for p in plan.placements}
 
@@ -60,6 +61,8 @@ class Meter:
             self._is_new = False
         if self._ledger is not None:
             self._ledger.flush_aside()
+        if not self._counts_nodes:
+            self._rest()
 
     def stop_spans(self, at_s: float | None = None) -> None:
         """Write the node time up to now, and no more: from here on another meter counts it."""
@@ -69,6 +72,12 @@ class Meter:
     def start_spans(self, at_s: float) -> None:
         """Count node time from now on: another meter did so far."""
         self._counts_nodes, self._span_start_s = True, at_s
+
+    def _rest(self) -> None:
+        """While another gear is in service nothing is written, and retention must not take the ledger for an old one."""
+        if self._ledger is not None and self._clock() - self._rested_s >= REST_S:
+            self._rested_s = self._clock()
+            self._ledger.stay_young()
 
     def close(self) -> None:
         """Write everything and close the ledger."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from coe.cascade.evaluate import route
 from coe.errors import InvalidInput
-from coe.ledger import LedgerFile, plans_in, read_ledger
+from coe.ledger import Ledger, LedgerFile, plans_in, read_ledger
 from coe.placement.together import together
 from coe.records import Answer, BatchRun, NodeSpan, Record
 from coe.report.geared import GearsReport, as_markdown, as_text, summarise_gears
@@ -22,6 +23,7 @@ from coe.router.queries import Overloaded, Reply
 from coe.router.shifting import follow_load
 from coe.serving.geared import Geared
 from coe.serving.in_service import InService, hand_over
+from coe.serving.meter import REST_S, Meter
 from coe.simulator.served import _probabilities, serve
 from coe.simulator.virtual import run_virtually
 from coe.types import Placement, Plan
@@ -266,3 +268,20 @@ def test_an_operator_holds_a_gear_by_its_name() -> None:
     assert geared.box.shifted(100.0) == 0
     with pytest.raises(InvalidInput, match="user_config: gear.*'?medium'?.*accurate, fast"):
         geared.hold("medium")
+
+
+def test_the_ledger_of_a_gear_that_rests_does_not_look_old(tmp_path: Path) -> None:
+    """Or `keep_days` would delete the file that it goes on in."""
+    now_s = [0.0]
+    ledger = Ledger(tmp_path / "rests.jsonl", "plan", 0.0)
+    meter = Meter(WHOLE.gears.gears[0].plan, ledger, lambda: now_s[0])
+    meter.stop_spans(0.0)
+    meter.tick()
+    ledger.flush()
+    os.utime(tmp_path / "rests.jsonl", (1.0, 1.0))
+    meter.tick()
+    assert (tmp_path / "rests.jsonl").stat().st_mtime == 1.0
+    now_s[0] = REST_S
+    meter.tick()
+    assert (tmp_path / "rests.jsonl").stat().st_mtime > 1e9
+    meter.close()
