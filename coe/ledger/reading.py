@@ -18,6 +18,7 @@ from typing import Any
 from coe.errors import InvalidInput, Problem, WrongKind
 from coe.ledger.lines import READABLE, Deleted, End, Lost, number_in, understood
 from coe.ledger.part import PATTERNS, ledger_of, part_path
+from coe.ledger.routers import node_time_once
 from coe.records import NodeSpan, Record
 
 END = '["E"'
@@ -68,7 +69,10 @@ def read_ledger(path: str | Path, plan_fingerprint: str | None = None, *, comes_
     """The ledger at `path`, or all ledgers (`*.jsonl`, `*.jsonl.gz`) of that folder: those of one plan where it is named;
     else all must be of one. The files of each ledger are read in the order in which they were written.
 
-    comes_and_goes: the plan is a gear, so that time without node time is another gear's and no hole.
+    Node time that several ledgers tell of is there once: each router writes that of the whole service.
+
+    comes_and_goes: the plan is a gear, so that time without node time is another gear's and no hole; each router's node time is
+    there, which says how long it was in the gear.
 
     Raises `InvalidInput` for anything malformed but a torn last line, and where no ledger is of the plan.
     """
@@ -103,9 +107,13 @@ def read_ledger(path: str | Path, plan_fingerprint: str | None = None, *, comes_
         notes.append(
             f"{which} not closed: the router runs, or was killed and what it recorded in its last {FLUSH_S:g} s is lost."
         )
+    records = tuple(record for own in read for record in own.records)
+    if len(read) > 1 and not comes_and_goes:
+        spans = [[r for r in own.records if isinstance(r, NodeSpan)] for own in read]
+        records = (*node_time_once(spans), *(r for r in records if not isinstance(r, NodeSpan)))
     return LedgerFile(
         plans[0],
-        tuple(record for own in read for record in own.records),
+        records,
         sum(own.torn_lines for own in read),
         sum(own.missing_records for own in read),
         tuple(notes),

@@ -22,7 +22,7 @@ from coe.report.nouns import (
     Served,
     Window,
 )
-from coe.report.window import Clipped, disjoint, uncovered_s
+from coe.report.window import Clipped, uncovered_s
 from coe.types import CostLine, Offer, Placement, Plan, PlannedNodes
 
 Key = tuple[int, str, str]
@@ -172,7 +172,7 @@ def _node(plan: Plan, node_type: str) -> PlannedNodes:
 
 
 def _rented(plan: Plan, node_type: str, spans: Sequence[NodeSpan], window: Window) -> Rented:
-    own, routers = disjoint(s for s in spans if s.node_type == node_type), routers_on(plan, node_type)
+    own, routers = [s for s in spans if s.node_type == node_type], routers_on(plan, node_type)
     lengths = [s.end_s - s.start_s for s in own]
     return Rented.of(
         plan,

@@ -404,12 +404,3 @@ def test_the_promised_quantile_is_the_smallest_time_that_enough_requests_met(tim
     assert latency.observed_s is not None
     assert (took <= latency.observed_s).mean() >= q - 1e-9
     assert (took < latency.observed_s).mean() < q
-
-
-def test_ledgers_of_two_routers_bill_the_nodes_once() -> None:
-    """Every router writes the node time of the whole plan; what they tell of the same time is the same nodes."""
-    records = case.records()
-    spans = [r for r in records if isinstance(r, NodeSpan)]
-    alone, both = (summarise(case.plan(), rows) for rows in (records, [*records, *spans]))
-    assert both.cost("allocation").usd == pytest.approx(alone.cost("allocation").usd)
-    assert both.nodes == alone.nodes
