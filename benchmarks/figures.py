@@ -21,5 +21,10 @@ def publish(name: str, rows: Sequence[Mapping[str, object]], out: str | None) ->
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
     Console().print(table)
     if out:
-        machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-        Path(out).write_text(json.dumps({"benchmark": name, "machine": machine, "rows": list(rows)}, indent=1) + "\n")
+        save(name, rows, out)
+
+
+def save(name: str, rows: Sequence[Mapping[str, object]], out: str) -> None:
+    """Write rows, which need not have the same columns, as JSON together with the machine they were measured on."""
+    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    Path(out).write_text(json.dumps({"benchmark": name, "machine": machine, "rows": list(rows)}, indent=1) + "\n")

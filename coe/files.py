@@ -28,6 +28,7 @@ from coe.records import Bench
 from coe.table import PredictionTable
 from coe.types import (
     Access,
+    Audits,
     BearerTokens,
     Cascade,
     Costs,
@@ -61,6 +62,7 @@ KINDS: dict[str, type[Noun]] = {
     "costs": Costs,
     "bench": Bench,
     "access": Access,
+    "audits": Audits,
     "tokens": BearerTokens,
 }
 """What the `kind` key of a YAML file may say."""

@@ -38,6 +38,8 @@ class BatchRun:
     status: str = "ok"
     fee_usd: float = 0.0
     """What the call cost beside machines: tokens of a hosted model, bytes on a link."""
+    audit: bool = False
+    """Made for shadow audits, of which no client knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,40 @@ class Answer:
     voted: int = 0
 
 
-Record = NodeSpan | BatchRun | Answer
+@dataclass(frozen=True, slots=True)
+class Auditing:
+    """How a router makes shadow audits from `at_s` on: `coe.types.Audits`, with what it left open decided.
+
+    strictness: how many steps the early tiers' gates are stricter than the plan's; 0 is the plan.
+    """
+
+    at_s: float
+    share: float
+    usd_per_hour: float
+    delta: float
+    alarm_above: float
+    strictness: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """A query that tier `tier` answered and that was chosen for a shadow audit, at its end. `last` is the last tier's own answer,
+    `MISSING_VOTE` where there is none.
+
+    outcome: same · differs · failed (the last tier did not answer) · unpaid (no money was left) · busy (the last tier had its
+    hands full) · dropped (the router closed).
+    """
+
+    query_id: str
+    tier: int
+    answer: int
+    last: int
+    asked_s: float
+    done_s: float
+    outcome: str
+
+
+Record = NodeSpan | BatchRun | Answer | Auditing | Audit
 
 
 class BenchAnswer(Noun):

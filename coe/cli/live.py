@@ -12,14 +12,16 @@ import typer
 from coe import files
 from coe.cli.cluster import check_reachable
 from coe.cli.console import Out, place, progress, say, today, wrote
+from coe.cli.hosted import DEFAULT_REQUESTS, MaxUsd, Requests, Spending, Yes, time_hosted
 from coe.cli.offline import PricesFile, check_sources
 from coe.errors import GateExceeded, InvalidInput, Problem
 from coe.records import Bench
 from coe.table import PredictionTable
-from coe.types import Access, BearerTokens, Gears, Plan, Pool, Profile, Profiles, Scaling, Workload
+from coe.types import Access, Audits, BearerTokens, Gears, Plan, Pool, Profile, Profiles, Scaling, Workload
 
 if TYPE_CHECKING:
     from coe.report.summarise import Report
+    from coe.table import PredictionTable
 
 
 class Format(StrEnum):
@@ -44,22 +46,32 @@ def profile(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an interrupted run ended; unchanged members only.")
     ] = False,
+    requests: Requests = DEFAULT_REQUESTS,
+    yes: Yes = False,
+    max_usd: MaxUsd = None,
     out: Out = Path("profiles.yaml"),
 ) -> None:
-    """Time every member on every node type of a Ray cluster.
+    """Time every member on every node type of a Ray cluster, and hosted models from here.
 
     Every finished profile is kept beside the output (OUT.partial.yaml) until all are there.
+
+    Hosted models are those that the price list sells (apis). Each gets --requests real requests, once, from this machine; what
+    they will about cost is said first, and without --yes or --max-usd nothing is sent. Where all members are hosted, no
+    cluster is needed.
 
     \b
     Example:
       coe cluster up fleet.yaml
       coe profile pool.yaml --prices fleet.yaml -o profiles.yaml
       coe profile pool.yaml --prices fleet.yaml -o profiles.yaml --resume
+      coe profile pool.yaml --prices prices.yaml --data data.npz --requests 200 --max-usd 0.50 -o profiles.yaml
     """
     from coe.profiler.predict import load_data
-    from coe.serving.profile import profile_members
+    from coe.profiler.quote import refuse_unlisted
 
-    pool = files.read(pool_file, Pool)
+    pool, offered = files.read(pool_file, Pool), files.read_prices(prices)
+    refuse_unlisted(pool, offered, str(prices))
+    items = None if data is None else load_data(data).x
     sizes = _sizes(batch_sizes)
     partial = out.with_suffix(".partial.yaml")
     done: list[Profile] = list(files.read(partial, Profiles).profiles) if resume and partial.exists() else []
@@ -70,21 +82,29 @@ def profile(
         done.append(profile)
         files.write(partial, Profiles(profiles=tuple(done)), "Not finished; go on with coe profile --resume.")
 
-    with progress("profile") as advance:
-        profiles = profile_members(
-            pool,
-            pool_file.resolve().parent,
-            files.read_prices(prices),
-            _address(address),
-            batch_sizes=sizes,
-            min_runs=min_runs,
-            max_s=max_seconds,
-            today=today(),
-            sample=None if data is None else load_data(data).x,
-            progress=advance,
-            known=known,
-            keep=keep,
-        )
+    folder = pool_file.resolve().parent
+    hosted = time_hosted(pool, folder, offered, items, known, keep, Spending(requests, yes, max_usd))
+    timed = list(hosted)
+    if len(hosted) < len(pool.members):
+        from coe.serving.profile import profile_members
+
+        with progress("profile") as advance:
+            on_nodes = profile_members(
+                pool,
+                folder,
+                offered,
+                _address(address),
+                batch_sizes=sizes,
+                min_runs=min_runs,
+                max_s=max_seconds,
+                today=today(),
+                sample=items,
+                progress=advance,
+                known=known,
+                keep=keep,
+            )
+        timed += on_nodes.profiles
+    profiles = Profiles(profiles=tuple(timed))
     partial.unlink(missing_ok=True)
     files.write(out, profiles, f"Measured by coe profile on {today()}.")
     accelerators = sorted({p.accelerator for p in profiles.profiles})
@@ -134,6 +154,12 @@ def build(
         Path | None,
         typer.Option("--scaling", help="scaling.yaml: replicas that follow the load; see docs/deploying.md."),
     ] = None,
+    audits: Annotated[
+        Path | None,
+        typer.Option(
+            "--audits", help="audits.yaml: early answers that the last tier sees, too; see docs/operating.md."
+        ),
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option("--host", help="Address to listen on; 0.0.0.0 for all. By default the loopback if it can be."),
@@ -171,6 +197,7 @@ def build(
       coe build gears.yaml --ledger ledger -o serve.yaml                    plans by load, changed while it serves
       coe build gears.yaml --live serve.yaml --pin accurate -o serve.yaml   stay in one gear; without --pin follow the load
       coe build plan.yaml --access access.yaml --scaling scaling.yaml -o serve.yaml
+      coe build plan.yaml --predictions predictions.npz --audits audits.yaml -o serve.yaml
       coe build plan.yaml --predictions predictions.npz --ledger /home/ray/ledger -o deploy
       cd deploy && ray up aws.yaml
     """
@@ -179,10 +206,10 @@ def build(
     from coe.serving.build import gears_header, header, serve_config, setup_here, write_folder
 
     plan, gears = _plan_or_gears(plan_file)
+    table = None if predictions is None else files.read_predictions(predictions)
     if uncertified:
         say("building WITHOUT checking the certificate: no accuracy is promised")
     else:
-        table = None if predictions is None else files.read_predictions(predictions)
         if gears is None:
             verify_certificate(plan.cascade, table)
         else:
@@ -200,6 +227,9 @@ def build(
         if scaling is not None:
             remedy = "deploy the scaling first, with a serve.yaml that is built without --live"
             raise InvalidInput(Problem("--scaling", "is that of the deployed file, with --live", remedy=remedy))
+        if audits is not None:
+            remedy = "deploy the audits first, with a serve.yaml that is built without --live"
+            raise InvalidInput(Problem("--audits", "are those of the deployed file, with --live", remedy=remedy))
         _write_live(plan, live, out)
         return
     folder = None if out.suffix in YAML else out
@@ -212,6 +242,7 @@ def build(
         ledger_dir=None if ledger is None else str(ledger),
         access=None if access is None else _read_access(access, is_elsewhere=folder is not None),
         scaling=None if scaling is None else _read_scaling(scaling, plan),
+        audits=None if audits is None else _read_audits(audits, plan, table),
         gears=gears,
         host=address,
         port=port,
@@ -304,6 +335,23 @@ def _read_scaling(path: Path, plan: Plan) -> Scaling:
             "further ones wait until nodes are added"
         )
     return scaling
+
+
+def _read_audits(path: Path, plan: Plan, table: PredictionTable | None) -> Audits:
+    """How audits are made; where the file does not set the alarm and predictions are there, it is set from them, and said."""
+    from coe.cascade.expected import differing_bound
+    from coe.router.audits import can_be_broken
+
+    audits = files.read(path, Audits)
+    if audits.alarm_above is None and table is not None and not can_be_broken(plan.cascade):
+        split = "certification" if plan.cascade.certificate is None else plan.cascade.certificate.split
+        differing, items, bound = differing_bound(plan.cascade, table.split(split), audits.delta)
+        say(
+            f"audits: alarm above {bound:.2%} of all queries, since the last tier answers {differing} of {items} {split} items "
+            f"differently (upper bound at {1 - audits.delta:.0%})"
+        )
+        audits = audits.model_copy(update={"alarm_above": bound})
+    return audits
 
 
 def _read_access(path: Path, *, is_elsewhere: bool) -> Access:

@@ -13,7 +13,7 @@ from coe.cli.console import Out, place, progress, say, today, wrote
 from coe.cli.training import refuse_seen
 from coe.errors import CannotCertify, InvalidInput, Problem
 from coe.table import PredictionTable
-from coe.types import Cascade, Claim, Costs, Profiles, Workload
+from coe.types import Cascade, Claim, Costs, Pool, Profiles, Workload
 
 if TYPE_CHECKING:
     from coe.cascade.space import Space
@@ -41,6 +41,9 @@ def search(
     costs: Annotated[
         Path | None,
         typer.Option("--costs", help="costs.yaml, instead of profiles and prices: cost of a call, any unit."),
+    ] = None,
+    pool: Annotated[
+        Path | None, typer.Option("--pool", help="pool.yaml: which models hosted members are; only needed for these.")
     ] = None,
     reference: Reference = None,
     epsilon: Epsilon = None,
@@ -99,6 +102,7 @@ def search(
       coe search predictions.npz --costs costs.yaml --reference large --epsilon 0.005 --tiers 3 --temperatures \\
           --learned gates
       coe search predictions.npz --costs costs.yaml --reference large --epsilon 0.01 --method idk-entropy
+      coe search predictions.npz --pool pool.yaml --profiles profiles.yaml --prices prices.yaml --workload workload.yaml
     """
     from coe.cascade import search as searching
     from coe.cascade.temperature import fitted_temperatures
@@ -106,7 +110,7 @@ def search(
     work = None if workload is None else files.read(workload, Workload)
     promise = _promise(work, reference, epsilon, delta)
     table = files.read_predictions(predictions)
-    prepared = _costs(table, costs, profiles, prices, work, batch, max_price_age)
+    prepared = _costs(table, costs, profiles, prices, pool, work, batch, max_price_age)
     space = (
         _space(tiers, first, last, rules, carry, dispatch, max_cost) if method is None else _preset(method, max_cost)
     )
@@ -214,13 +218,14 @@ def _costs(
     costs: Path | None,
     profiles: Path | None,
     prices: Path | None,
+    pool: Path | None,
     work: Workload | None,
     batch: float | None,
     max_price_age: int | None,
 ) -> CallCosts:
     """What calls cost: from a costs file, or from profiles and prices at the batch that the load fills."""
-    from coe.cost.calls import call_costs, constant
-    from coe.cost.model import unit_costs
+    from coe.cost.calls import call_costs
+    from coe.placement.call_prices import call_prices
     from coe.prices.catalog import check_age, provenance
 
     if costs is not None:
@@ -236,9 +241,9 @@ def _costs(
         batch = max(1.0, 1 + work.rate_per_s * work.batch_wait_s)
     if max_price_age is not None:
         check_age(offers, today(), max_price_age)
-    say(f"prices: {provenance(offers.offers, today())}")
-    unit = unit_costs(table.members, files.read(profiles, Profiles), offers, batch=batch)
-    return constant(unit, "usd", f"prices: {provenance(offers.offers)}")
+    say(f"prices: {provenance((*offers.offers, *offers.apis), today())}")
+    models = None if pool is None else files.read(pool, Pool)
+    return call_prices(table, models, files.read(profiles, Profiles), offers, work, batch, str(prices))
 
 
 def _space(

@@ -10,7 +10,7 @@ import yaml
 
 from coe.errors import InvalidInput
 from coe.fleet.groups import FOLDER, gate_files, node_groups
-from coe.fleet.kuberay import KUBERAY, by_own_label, own_image, ray_service
+from coe.fleet.kuberay import GRPC, KUBERAY, by_own_label, own_image, ray_service, service_ports
 from coe.fleet.labels import NODE_TYPE_LABEL
 from coe.fleet.launcher import GoogleProvider, Launcher, launcher
 from coe.fleet.local import has_own_head, local_fleet
@@ -27,11 +27,12 @@ NAMES = ("serve.yaml", "aws.yaml", "gcp.yaml", "rayservice.yaml", "local.yaml")
 
 @dataclass(frozen=True)
 class ClusterFiles:
-    """File name -> text, and notes for the reader; `launcher` is the launcher file's content, where there is one."""
+    """File name -> text, and notes for the reader; what the launcher file and rayservice.yaml hold, where there are such."""
 
     texts: dict[str, str]
     notes: tuple[str, ...]
     launcher: dict[str, Any] | None
+    service: dict[str, Any] | None
 
 
 def cluster_files(plan: Plan, serve: dict[str, Any], setup: Setup) -> ClusterFiles:
@@ -41,24 +42,26 @@ def cluster_files(plan: Plan, serve: dict[str, Any], setup: Setup) -> ClusterFil
     a note says why. Raises `InvalidInput` for a plan that no cluster file can express, and for options that do not fit it.
     """
     node_groups(plan)
-    texts, notes, launched = {}, [], None
+    texts, notes = {}, []
+    launched = deployed = None
     try:
         found = launcher(plan, setup)
     except InvalidInput as error:
         notes += _left_out("aws.yaml and gcp.yaml", error)
     else:
         launched = found.data()
-        texts[f"{found.provider.type}.yaml"] = _launcher_text(plan, found, launched)
+        texts[f"{found.provider.type}.yaml"] = _launcher_text(plan, found, launched, serve)
         notes += _launcher_notes(plan, found, setup)
     try:
         service = ray_service(plan, serve, setup)
     except InvalidInput as error:
         notes += _left_out("rayservice.yaml", error)
     else:
-        texts["rayservice.yaml"] = _kuberay_head(plan) + to_blocks(service.data())
-        notes += _kuberay_notes(plan, setup)
+        deployed = service.data()
+        texts["rayservice.yaml"] = _kuberay_head(plan) + to_blocks(deployed)
+        notes += _kuberay_notes(plan, serve, setup)
     texts["local.yaml"] = _local_text(plan)
-    return ClusterFiles(texts, tuple(notes), launched)
+    return ClusterFiles(texts, tuple(notes), launched, deployed)
 
 
 def first_line(plan: Plan, what: str) -> str:
@@ -84,7 +87,9 @@ def _bill(plan: Plan) -> Iterator[str]:
     yield f"Prices: {provenance(plan.offers)}"
 
 
-def _launcher_text(plan: Plan, found: Launcher, data: dict[str, Any]) -> str:
+def _launcher_text(plan: Plan, found: Launcher, data: dict[str, Any], serve: dict[str, Any]) -> str:
+    ports = service_ports(serve)
+    tunnels = " ".join(f"-p {port}" for port in ports.values())
     file = f"{found.provider.type}.yaml"
     head = first_line(plan, "a cluster for Ray's launcher, ray up")
     lines = [
@@ -93,11 +98,18 @@ def _launcher_text(plan: Plan, found: Launcher, data: dict[str, Any]) -> str:
         f"  ray up {file}",
         f"  ray exec {file} 'serve deploy {FOLDER}/serve.yaml'",
         f"  ray exec {file} 'serve status'",
+        f"  ray attach {file} {tunnels}    # while it is open, the service is at {_here(ports)}",
         f"  ray down {file}",
     ]
     if isinstance(found.provider, GoogleProvider) and found.provider.project_id is None:
         lines.insert(0, "Fill in provider.project_id first; ray up refuses the file without it.")
     return head + comment(*lines) + to_blocks(data)
+
+
+def _here(ports: dict[str, int]) -> str:
+    """Where tunnels lead to the service."""
+    grpc = f", gRPC at 127.0.0.1:{ports[GRPC]}" if GRPC in ports else ""
+    return f"127.0.0.1:{ports['serve']}{grpc}"
 
 
 def _launcher_notes(plan: Plan, found: Launcher, setup: Setup) -> Iterator[str]:
@@ -129,7 +141,9 @@ def _kuberay_head(plan: Plan) -> str:
     )
 
 
-def _kuberay_notes(plan: Plan, setup: Setup) -> Iterator[str]:
+def _kuberay_notes(plan: Plan, serve: dict[str, Any], setup: Setup) -> Iterator[str]:
+    if GRPC in service_ports(serve):
+        yield f"rayservice.yaml: KubeRay before its pull request 4558 leaves {GRPC} out of its service; see docs/deploying.md"
     if setup.image is None:
         yield f"rayservice.yaml: the image {own_image(plan)} is for you to build and push; name yours with --image"
     if labelled := by_own_label(plan):

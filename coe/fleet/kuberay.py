@@ -1,8 +1,8 @@
 """`rayservice.yaml`: the plan as a RayService of KubeRay, for `kubectl apply`.
 
 The nouns below hold the fields that we write of ``ray.io/v1`` RayService, as in KubeRay 1.5 and 1.6: `labels` of a group
-came with 1.5, whose operator refuses them among `rayStartParams`. Names and types were compared with the project's
-``helm-chart/kuberay-operator/crds/ray.io_rayservices.yaml`` at 02a80a6. Pods follow Kubernetes' core/v1.
+came with 1.5, whose operator refuses them among `rayStartParams`. `coe build` checks the file against the schemas of
+KubeRay and Kubernetes that are recorded in ``kuberay.schema.yaml`` and ``pod-template.schema.yaml``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ KUBERAY = "1.5"
 REQUESTED = 2 / 3
 """Share of a node's CPUs and memory that its pod asks for: over a half, so that no second pod fits on it, and less than
 Kubernetes leaves to pods on the smallest nodes."""
+
+GRPC = "serve-grpc"
+"""Ports whose names begin with ``serve-`` are part of KubeRay's service since its pull request 4558 (March 2026)."""
+Ports = dict[str, int]
+HEAD_PORTS: Ports = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
+"""What Ray listens on at the head."""
 
 INSTANCE_LABEL = "node.kubernetes.io/instance-type"
 GKE_ACCELERATOR_LABEL = "cloud.google.com/gke-accelerator"
@@ -204,17 +210,17 @@ def ray_service(plan: Plan, serve: dict[str, Any], setup: Setup) -> RayService:
     ]
     if problems:
         raise InvalidInput(problems)
-    port = serve["http_options"]["port"]
+    ports = service_ports(serve)
     keys = slugs([g.offer.node_type for g in groups])
     config = RayClusterConfig(
         ray_version=setup.ray_version,
         head_group_spec=HeadGroup(
             labels=node_labels(groups[0].offer),
             ray_start_params={"dashboard-host": "0.0.0.0", **_counts(groups[0].offer)},
-            template=_pod(plan, groups[0].offer, setup, port, is_head=True),
+            template=_pod(plan, groups[0].offer, setup, ports, is_head=True),
         ),
         worker_group_specs=tuple(
-            _workers(plan, g, key, setup, port) for key, g in zip(keys, groups, strict=True) if g.workers
+            _workers(plan, g, key, setup, ports) for key, g in zip(keys, groups, strict=True) if g.workers
         ),
     )
     text = to_yaml({**serve, **_in_a_pod(serve)})
@@ -222,6 +228,20 @@ def ray_service(plan: Plan, serve: dict[str, Any], setup: Setup) -> RayService:
         metadata=Metadata(name=cluster_name(plan)),
         spec=RayServiceSpec(serve_config_v2=text, ray_cluster_config=config),
     )
+
+
+def service_ports(serve: dict[str, Any]) -> Ports:
+    """The ports of the service by the names that KubeRay looks for: ``serve``, and ``serve-`` with what it is for.
+
+    Raises `InvalidInput` for a port that Ray itself takes on the head.
+    """
+    grpc = serve.get("grpc_options")
+    ports = {"serve": serve["http_options"]["port"], **({} if grpc is None else {GRPC: grpc["port"]})}
+    for name, port in ports.items():
+        if port in HEAD_PORTS.values():
+            rule = f"is taken by Ray on the head: {', '.join(f'{n} {p}' for n, p in HEAD_PORTS.items())}"
+            raise InvalidInput(Problem("--grpc-port" if name == GRPC else "--port", rule, str(port), "choose another"))
+    return ports
 
 
 def _in_a_pod(serve: dict[str, Any]) -> dict[str, Any]:
@@ -234,7 +254,7 @@ def by_own_label(plan: Plan) -> tuple[str, ...]:
     return tuple(g.offer.node_type for g in node_groups(plan) if names.instance(g.offer) is None)
 
 
-def _workers(plan: Plan, group: Group, name: str, setup: Setup, port: int) -> WorkerGroup:
+def _workers(plan: Plan, group: Group, name: str, setup: Setup, ports: Ports) -> WorkerGroup:
     return WorkerGroup(
         group_name=name,
         replicas=group.workers,
@@ -242,7 +262,7 @@ def _workers(plan: Plan, group: Group, name: str, setup: Setup, port: int) -> Wo
         max_replicas=group.workers,
         labels=node_labels(group.offer),
         ray_start_params=_counts(group.offer),
-        template=_pod(plan, group.offer, setup, port, is_head=False),
+        template=_pod(plan, group.offer, setup, ports, is_head=False),
     )
 
 
@@ -252,21 +272,14 @@ def _counts(offer: Offer) -> dict[str, str]:
     return {"num-cpus": str(node_cpus(offer)), **({"num-gpus": str(gpus)} if gpus else {})}
 
 
-def _pod(plan: Plan, offer: Offer, setup: Setup, port: int, *, is_head: bool) -> PodTemplate:
-    ports = (
-        (
-            ContainerPort(container_port=6379, name="gcs-server"),
-            ContainerPort(container_port=8265, name="dashboard"),
-            ContainerPort(container_port=10001, name="client"),
-        )
-        if is_head
-        else ()
-    )
+def _pod(plan: Plan, offer: Offer, setup: Setup, ports: Ports, *, is_head: bool) -> PodTemplate:
+    """Every pod lists the ports of the service: KubeRay makes its service of those of the head, and it leads to any."""
+    listed = {**(HEAD_PORTS if is_head else {}), **ports}
     container = Container(
         name="ray-head" if is_head else "ray-worker",
         image=setup.image or own_image(plan),
         env=tuple(EnvVar(name=n, value=v) for n, v in environment(plan).items()),
-        ports=(*ports, ContainerPort(container_port=port, name="serve")),
+        ports=tuple(ContainerPort(container_port=port, name=name) for name, port in listed.items()),
         resources=_resources(offer),
     )
     tolerations = _tolerations(offer)

@@ -2,7 +2,7 @@
 
 header: {"kind", "version", "plan", "started_s", "part", "records_before"}, the last two the number of the file in its ledger
     (from 1) and how many records the files before it hold; absent in files of version 1, which were a whole ledger each.
-N, B, A: a record (`NodeSpan`, `BatchRun`, `Answer`) with its fields in their order.
+N, B, A, S, U: a record (`NodeSpan`, `BatchRun`, `Answer`, `Auditing`, `Audit`) with its fields in their order.
 L: records that could not be written: first and last instant, how many by letter, why.
 D: a file that was deleted as `keep_days` says: its name, its bytes.
 E: the end: records in this file, "rotated" or "closed". A file without it is still written to, or its writer was killed.
@@ -16,11 +16,11 @@ from dataclasses import MISSING, dataclass, field, fields
 from operator import attrgetter
 from typing import Any
 
-from coe.records import Answer, BatchRun, NodeSpan, Record
+from coe.records import Answer, Audit, Auditing, BatchRun, NodeSpan, Record
 
 VERSION = 2
 READABLE = (1, 2)
-LETTERS: dict[str, type[Record]] = {"N": NodeSpan, "B": BatchRun, "A": Answer}
+LETTERS: dict[str, type[Record]] = {"N": NodeSpan, "B": BatchRun, "A": Answer, "S": Auditing, "U": Audit}
 _LETTER_OF = {kind: letter for letter, kind in LETTERS.items()}
 _VALUES = {kind: attrgetter(*(f.name for f in fields(kind))) for kind in _LETTER_OF}
 _INSTANTS = ("done_s", "start_s", "at_s")

@@ -169,17 +169,24 @@ def hosted_model(member: Member, prices: Prices) -> str | None:
 
 def _mean_call_usd(member: str, api: ApiPrice, asked: BoolArray, world: World) -> float:
     """Mean price of the calls a member gets: by its recorded tokens, else by the workload's lengths."""
-    by_token = api.usd_per_million_prompt_tokens or api.usd_per_million_completion_tokens
-    if not by_token:
+    if world.sample.tokens is None or not _goes_by_token(api):
+        return usd_by_lengths(api, world.workload)
+    rows = asked if asked.any() else np.ones(len(world.sample), dtype=np.bool_)
+    tokens = world.sample.tokens[rows, world.sample.members.index(member)]
+    return float(call_usd(api, tokens[:, 0], tokens[:, 1]).mean())
+
+
+def _goes_by_token(api: ApiPrice) -> bool:
+    return bool(api.usd_per_million_prompt_tokens or api.usd_per_million_completion_tokens)
+
+
+def usd_by_lengths(api: ApiPrice, workload: Workload | None) -> float:
+    """Mean price of a call where none was counted: by the workload's lengths. `InvalidInput` where they are needed."""
+    if not _goes_by_token(api):
         return api.usd_per_call
-    if world.sample.tokens is not None:
-        rows = asked if asked.any() else np.ones(len(world.sample), dtype=np.bool_)
-        tokens = world.sample.tokens[rows, world.sample.members.index(member)]
-        return float(call_usd(api, tokens[:, 0], tokens[:, 1]).mean())
-    if world.workload.tokens:
+    if workload is not None and workload.tokens:
         return sum(
-            part.share * float(call_usd(api, part.prompt_tokens, part.completion_tokens))
-            for part in world.workload.tokens
+            part.share * float(call_usd(api, part.prompt_tokens, part.completion_tokens)) for part in workload.tokens
         )
     remedy = "import predictions with token counts, or give tokens (lengths and shares) in the workload"
     raise InvalidInput(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coe.cost.model import SECONDS_PER_HOUR, usd_per_busy_s
+from coe.placement.fees import call_fee_usd
 from coe.prices.catalog import age_days
 from coe.records import BatchRun, NodeSpan
 from coe.report import words
@@ -97,6 +98,9 @@ class CallTotals:
     saved_items: int = 0
     ok_items: float = 0.0
     """Of `items`, those of calls that were answered in time."""
+    audit_device_s: float = 0.0
+    audit_fee_usd: float = 0.0
+    """Of `device_s` and `fee_usd`, what shadow audits took."""
 
     def add(self, run: BatchRun, part: float = 1.0) -> None:
         """Count a call, or a part of it."""
@@ -109,6 +113,9 @@ class CallTotals:
         self.busy_s += part * run.busy_s
         self.device_s += part * run.busy_s * run.share
         self.fee_usd += part * run.fee_usd
+        if run.audit:
+            self.audit_device_s += part * run.busy_s * run.share
+            self.audit_fee_usd += part * run.fee_usd
         if run.status == "ok":
             self.ok_items += part * run.items
             return
@@ -133,6 +140,8 @@ class CallTotals:
         self.cancelled += other.cancelled
         self.saved_items += other.saved_items
         self.ok_items += other.ok_items
+        self.audit_device_s += other.audit_device_s
+        self.audit_fee_usd += other.audit_fee_usd
 
 
 @dataclass(frozen=True)
@@ -223,13 +232,15 @@ def _call_row(
         cancelled=made.cancelled,
         saved_items=made.saved_items,
         usd_wasted=made.wasted_device_s * usd_per_device_s,
+        usd_audits=made.audit_device_s * usd_per_device_s + made.audit_fee_usd,
     )
 
 
 def _predicted_usd_per_query(plan: Plan, placement: Placement) -> float:
-    """Calls per query x the placement's part of them x busy time per item x its price."""
+    """Calls per query x the placement's part of them x what one costs: busy time per item at its price, and fees."""
     per_busy_s = usd_per_busy_s(plan.offer(placement.node_type), placement.share)
-    return plan.stats.calls[placement.member] * placement.traffic * placement.expected_busy_s * per_busy_s
+    per_call = placement.expected_busy_s * per_busy_s + call_fee_usd(plan, placement)
+    return plan.stats.calls[placement.member] * placement.traffic * per_call
 
 
 def per_1k(usd: float, answers: int) -> float | None:

@@ -14,6 +14,7 @@ from typing import Literal
 from coe.cost.model import SECONDS_PER_HOUR, usd_per_busy_s
 from coe.errors import InvalidInput, Problem
 from coe.report import words
+from coe.report.audits import Audited
 from coe.report.bill import bill_of
 from coe.report.live_gears import LiveGears
 from coe.report.nouns import Basis, Latency, Report, Served, Window
@@ -62,6 +63,8 @@ class LiveCalls(Noun):
     busy_s: NotNegative
     usd: NotNegative
     """Busy time and fees."""
+    usd_audits: NotNegative = 0.0
+    """Of those, what shadow audits took."""
     saved_items: Count
     """Items that it was not asked about, because early decisions had settled them."""
     late: NotNegative
@@ -105,38 +108,6 @@ class LiveWindow(Noun):
     costs: tuple[LiveCost, LiveCost]
 
 
-class LiveAudits(Noun):
-    """Shadow audits: what the last tier says about queries that were answered before it.
-
-    rate: share of all queries on which the last tier answers differently. low and high each hold with confidence 1-delta at
-    all times at once.
-    """
-
-    share: Fraction
-    usd_per_hour: Positive
-    """The budget."""
-    usd: NotNegative
-    """Spent so far; part of the usage."""
-    chosen: Count
-    """Queries that were chosen; those answered by the last tier cost nothing."""
-    observed: Count
-    differing: Count
-    failed: Count
-    skipped: Count
-    """Early answers that no money or no time was left for."""
-    rate: Fraction | None
-    low: Fraction
-    high: Fraction
-    delta: OpenFraction
-    promised: Fraction | None
-    """What the certificate claims the rate, or what it bounds, to be at most."""
-    alarm_above: Fraction
-    verdict: Literal["kept", "open", "drift"]
-    """kept: at most what is promised, with confidence.   drift: above what the alarm is set to, with confidence."""
-    drift_since_s: float | None
-    says: str
-
-
 class LiveView(Noun):
     """Everything on the page."""
 
@@ -158,7 +129,7 @@ class LiveView(Noun):
     windows: tuple[LiveWindow, ...]
     waiting: tuple[Count, ...]
     """Queries in each tier's queue."""
-    audits: LiveAudits | None = None
+    audits: Audited | None = None
     gears: LiveGears | None = None
     """None where the service has one gear only."""
     certificate: str
@@ -176,11 +147,11 @@ def live_view(
     *,
     router: str = "",
     waiting: Sequence[int] = (),
-    audits: LiveAudits | None = None,
+    audits: Audited | None = None,
     gears: LiveGears | None = None,
     certificate: str = "",
 ) -> LiveView:
-    """The view at `now_s`. waiting: queries in each tier's queue."""
+    """The view at `now_s`. waiting: queries in each tier's queue.   audits: others than those that were counted."""
     plan = running.plan
     windows = (
         _window(running, "minute", now_s, *running.window(MINUTE_S, now_s)),
@@ -202,11 +173,16 @@ def live_view(
         planned_rate_per_s=plan.workload.rate_per_s,
         windows=windows,
         waiting=tuple(waiting) or (0,) * len(plan.cascade.tiers),
-        audits=audits,
+        audits=audits or audits_so_far(running, everything.calls),
         gears=gears,
         certificate=certificate,
     )
     return view.model_copy(update={"alarms": tuple(_alarms(plan, view))})
+
+
+def audits_so_far(running: Running, calls: Iterable[LiveCalls]) -> Audited | None:
+    """The figures of this router's audits; None where it makes none. calls: everything so far."""
+    return running.audits.figures(sum(row.usd_audits for row in calls), running.plan.router.replicas)
 
 
 def _window(running: Running, name: WindowName, now_s: float, since_s: float, tally: Tally) -> LiveWindow:
@@ -265,6 +241,7 @@ def _calls(running: Running, tally: Tally) -> Iterable[LiveCalls]:
             ok_items=made.ok_items,
             busy_s=made.busy_s,
             usd=made.device_s * usd_per_busy_s(offer, 1.0) + made.fee_usd,
+            usd_audits=made.audit_device_s * usd_per_busy_s(offer, 1.0) + made.audit_fee_usd,
             saved_items=made.saved_items,
             late=made.late,
             failed=made.failed,
@@ -328,7 +305,7 @@ def _within(running: Running, bound_s: float) -> int:
 def _alarms(plan: Plan, view: LiveView) -> Iterable[str]:
     """What is not as it should be, the gravest first."""
     if view.audits is not None and view.audits.verdict == "drift":
-        yield f"Drift: {view.audits.says}"
+        yield f"Drift: {view.audits.says}."
     hour, minute = view.window("hour"), view.window("minute")
     if hour.failed:
         yield f"{hour.failed} of {hour.requests} queries of the last hour got no answer."
@@ -378,7 +355,8 @@ def report_so_far(running: Running, notes: Sequence[str] = ()) -> Report:
         planned_rate_per_s=plan.workload.rate_per_s,
     )
     bill = bill_of(plan, running.rented(window.end_s), total.calls, total.answers, window)
-    result = assembled(plan, window, served, _latency(running, total), bill, total.answered, Quality())
+    audits = running.audits.figures(sum(row.usd_audits for row in bill[1]))
+    result = assembled(plan, window, served, _latency(running, total), bill, total.answered, Quality(audits=audits))
     off = f"Response times are counted in buckets, so quantiles are within {100 * ACCURACY:g}%."
     return result.model_copy(update={"notes": (*result.notes, *notes, off)})
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from coe.report.audits import Audited
 from coe.types import Claim, CostLine, Count, Day, Fraction, Name, NotNegative, Noun, OpenFraction, Positive
 
 Basis = Literal["usage", "allocation"]
@@ -163,6 +164,8 @@ class CallRow(Noun):
     """Beside machines, for tokens of a hosted model or bytes on a link; not part of `usd`."""
     saved_items: Count = 0
     """Items that it was not asked about, because their outcome was decided before its call could start."""
+    usd_audits: NotNegative = 0.0
+    """Part of `usd` and `usd_fees` that shadow audits took."""
 
 
 class NodeRow(Noun):
@@ -310,6 +313,8 @@ class Report(Noun):
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
     """What a reader should know before trusting a figure."""
+    audits: Audited | None = None
+    """None where no shadow audits were made."""
 
     def cost(self, basis: Basis) -> Cost:
         """The dollars on one basis."""

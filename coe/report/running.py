@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from coe.errors import InvalidInput, Problem
 from coe.records import Answer, BatchRun, NodeSpan, Record
+from coe.report.audits import AuditSums
 from coe.report.bill import CallTotals, Key, Rented, routers_on
 from coe.report.presence import Presence
 from coe.report.sketch import Sketch
@@ -173,6 +174,7 @@ class Running:
         self._nodes = {n.node_type: _NodeTime(plan, n.node_type, started_s) for n in plan.nodes}
         self._tier_of = {m: t for t, tier in enumerate(plan.cascade.tiers) for m in tier.members}
         self._end_s = started_s
+        self.audits = AuditSums(plan.cascade)
         self.presence = Presence(started_s)
         self.bounds_s: Sequence[float] = tuple(sorted({*BOUNDS_S, plan.workload.latency_s}))
         self._histogram = [0] * (len(self.bounds_s) + 1)
@@ -181,6 +183,7 @@ class Running:
     def add(self, record: Record, now_s: float) -> None:
         """Count a record that was made at `now_s`. Raises `InvalidInput` where it cannot be this plan's."""
         self._move_on(now_s)
+        self.audits.add(record)
         if isinstance(record, Answer):
             self._add_answer(record)
         elif isinstance(record, BatchRun):
@@ -188,7 +191,7 @@ class Running:
                 raise _stranger(f"'{record.member}' on '{record.node_type}' in tier {record.tier + 1}")
             self._minute.open.add_run(record)
             self._end_s = max(self._end_s, record.start_s + record.busy_s)
-        else:
+        elif isinstance(record, NodeSpan):
             if record.node_type not in self._nodes:
                 raise _stranger(f"node type '{record.node_type}'")
             self._nodes[record.node_type].add(record)

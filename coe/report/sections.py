@@ -49,6 +49,7 @@ def sections(report: Report) -> tuple[Section, ...]:
         _members(report),
         _predicted(report),
         _accuracy(report),
+        _audits(report),
         _latency(report),
         _nodes(report),
         Section("notes", "Notes", sentences=report.notes),
@@ -223,6 +224,42 @@ def _accuracy(report: Report) -> Section:
     return Section("accuracy", "Accuracy", Table(("who", "accuracy", "95% interval", "queries", "from"), "lrrrl", rows))
 
 
+def _audits(report: Report) -> Section:
+    """What the last tier said of early answers, what that bounds, and what it cost."""
+    a = report.audits
+    if a is None:
+        return Section("audits", "Shadow audits")
+    tones: dict[str, Tone] = {"kept": "good", "open": "plain", "drift": "bad"}
+    cells = (
+        words.number(a.observed, 0),
+        words.number(a.differing, 0),
+        words.percent(a.rate, 2) if a.rate is not None else "-",
+        f"{100 * a.low:.2f} – {words.percent(a.high, 2)}",
+        words.percent(a.promised, 2) if a.promised is not None else "-",
+        words.percent(a.alarm_above, 2),
+        a.verdict.upper() if a.verdict == "drift" else a.verdict,
+        words.usd(a.usd),
+        f"{a.failed} + {a.skipped}",
+    )
+    titles = (
+        "compared",
+        "differing",
+        "of all",
+        "bounds at all times",
+        "allowed",
+        "alarm",
+        "verdict",
+        "dollars",
+        "failed + skipped",
+    )
+    says = (
+        (f"{a.says}.",)
+        if a.drift_since_s is None
+        else (f"{a.says}.", f"First shown at {words.moment(a.drift_since_s)}.")
+    )
+    return Section("audits", "Shadow audits", Table(titles, "rrrrrrlrr", (Row(cells, tones[a.verdict]),)), says)
+
+
 def _latency(report: Report) -> Section:
     latency = report.latency
     if latency is None:
@@ -278,5 +315,9 @@ def _nodes(report: Report) -> Section:
 
 
 def _age(day: str, age_days: int) -> str:
-    when = "of the same day" if age_days == 0 else f"{abs(age_days)} days {'old' if age_days > 0 else 'ahead'}"
+    when = (
+        "of the same day"
+        if age_days == 0
+        else f"{abs(age_days)} day{'' if abs(age_days) == 1 else 's'} {'old' if age_days > 0 else 'ahead'}"
+    )
     return f"{day}, {when}"

@@ -15,6 +15,7 @@ from coe.cost.model import total_usd
 from coe.errors import InvalidInput, Problem
 from coe.records import Bench, Record
 from coe.report import words
+from coe.report.audits import Audited, audited
 from coe.report.bill import cost_of, fee_line, nodes_and_calls, other_lines, per_1k, usage_line
 from coe.report.nouns import (
     AccuracyRow,
@@ -96,6 +97,7 @@ def summarise(
             mismatch=mismatch_of(plan, asked, table),
             observed=asked.accuracy,
             by_tier=_accuracy_by_tier(plan, asked),
+            audits=audited(plan.cascade, (*inside.audits, *inside.answers), sum(row.usd_audits for row in bill[1])),
         ),
         ledger_notes,
     )
@@ -112,6 +114,7 @@ class Quality:
     """Accuracy among the judged queries that were answered."""
     by_tier: tuple[float | None, ...] | None = None
     """The same among those that each tier answered; None where no label is known."""
+    audits: Audited | None = None
 
 
 def assembled(
@@ -157,6 +160,7 @@ def assembled(
         nodes=tuple(nodes.values()),
         comparisons=tuple(_comparisons(plan, costs, quality.rows, tiers, calls)),
         notes=(*_notes(plan, served, latency, tuple(nodes.values()), calls, window, against), *ledger_notes),
+        audits=quality.audits,
     )
 
 
@@ -435,8 +439,9 @@ def _notes(
         count = words.number(sum(row.late + row.failed + row.cancelled for row in calls))
         yield f"Calls that were late, failed or cancelled ({count}) are billed: {words.usd(wasted)}."
     if saved := sum(row.saved_items for row in calls):
-        usd = sum(row.saved_items * row.usd / row.items for row in calls if row.items)
-        yield f"Early decisions saved {words.number(saved)} questions to members, about {words.usd(usd)} of busy time."
+        usd = sum(row.saved_items * (row.usd + row.usd_fees) / row.items for row in calls if row.items)
+        what = "busy time and fees" if any(row.usd_fees for row in calls) else "busy time"
+        yield f"Early decisions saved {words.number(saved)} questions to members, about {words.usd(usd)} of {what}."
 
 
 def _load_notes(served: Served, latency: Latency | None) -> Iterable[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from coe.errors import InvalidInput, Problem
-from coe.records import Answer, BatchRun, Bench, NodeSpan, Record
+from coe.records import Answer, Audit, Auditing, BatchRun, Bench, NodeSpan, Record
 from coe.report.nouns import Window
 
 
@@ -31,6 +31,8 @@ class Clipped:
     spans: tuple[NodeSpan, ...]
     runs: tuple[PartOfRun, ...]
     answers: tuple[Answer, ...]
+    audits: tuple[Auditing | Audit, ...] = ()
+    """Those that ended inside, and how they were made: also what was settled before."""
 
 
 def window_of(records: Sequence[Record], bench: Bench | None) -> Window:
@@ -52,17 +54,25 @@ def _extent(record: Record) -> tuple[float, float]:
         return record.start_s, record.end_s
     if isinstance(record, BatchRun):
         return record.start_s, record.start_s + record.busy_s
+    if isinstance(record, Auditing):
+        return record.at_s, record.at_s
+    if isinstance(record, Audit):
+        return record.done_s, record.done_s
     return record.arrival_s, record.done_s
 
 
 def clip(records: Iterable[Record], window: Window) -> Clipped:
     """The parts of the records that lie inside the window."""
-    spans, runs, answers = [], [], []
+    spans, runs, answers, audits = [], [], [], list[Auditing | Audit]()
     for record in records:
         start_s, end_s = _extent(record)
         if isinstance(record, Answer):
             if window.start_s <= end_s <= window.end_s:
                 answers.append(record)
+            continue
+        if isinstance(record, Auditing | Audit):
+            if end_s <= window.end_s and (isinstance(record, Auditing) or window.start_s <= end_s):
+                audits.append(record)
             continue
         inside_s = min(end_s, window.end_s) - max(start_s, window.start_s)
         if isinstance(record, NodeSpan):
@@ -74,7 +84,7 @@ def clip(records: Iterable[Record], window: Window) -> Clipped:
             runs.append(PartOfRun(record, inside_s / (end_s - start_s)))
         elif inside_s == 0 and start_s == end_s:
             runs.append(PartOfRun(record, 1.0))
-    return Clipped(tuple(spans), tuple(runs), tuple(answers))
+    return Clipped(tuple(spans), tuple(runs), tuple(answers), tuple(audits))
 
 
 def disjoint(spans: Iterable[NodeSpan]) -> tuple[NodeSpan, ...]:

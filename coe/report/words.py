@@ -98,6 +98,11 @@ def day(epoch_s: float) -> str:
     return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%d")
 
 
+def moment(epoch_s: float) -> str:
+    """An instant, ``YYYY-MM-DD HH:MM:SS UTC``."""
+    return f"{datetime.fromtimestamp(epoch_s, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
 def span(start_s: float, end_s: float) -> str:
     """Two instants in UTC; the day is not repeated."""
     start, end = datetime.fromtimestamp(start_s, UTC), datetime.fromtimestamp(end_s, UTC)

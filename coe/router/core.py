@@ -23,10 +23,13 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from coe.records import Answer, Record
+from coe.router.audits import Auditor
 from coe.router.listening import Listener
 from coe.router.queries import Answers, Batch, Call, Overloaded, Query, Unanswered
+from coe.router.shadow import Shadow
 from coe.router.spending import Spending
 from coe.router.tier import TierQueue
+from coe.router.tightening import Gates
 from coe.table import Decision
 from coe.types import ABSTAINED, MISSING_VOTE, Cascade, Placement
 
@@ -58,8 +61,9 @@ class RouterCore:
         note_batch: Callable[[int, Sequence[float]], None] = lambda _tier, _waited_s: None,
         listener: Listener | None = None,
         usd_per_busy_s: Mapping[str, float] | None = None,
+        auditor: Auditor | None = None,
     ) -> None:
-        """far: deployments across a link."""
+        """far: deployments across a link.   auditor: chooses early answers to be shown to the last tier, too; None for none."""
         self.class_names = tuple(class_names)
         self.classes = len(class_names)
         self.wait_s = wait_s
@@ -79,6 +83,7 @@ class RouterCore:
         for placement in placements:
             by_member.setdefault(placement.member, []).append(placement)
         self.tiers = [TierQueue(i, cascade, by_member, self) for i in range(len(cascade.tiers))]
+        self.shadow = None if auditor is None else Shadow(auditor, self.tiers[-1], self)
         self._tasks: dict[asyncio.Task[Any], None] = {}  # in the order in which they began
 
     async def ask(self, queries: Mapping[str, Batch], *, timeout_s: float = math.inf) -> list[Answer | Unanswered]:
@@ -130,6 +135,11 @@ class RouterCore:
         for tier in self.tiers:
             tier.resize(deployment, replicas)
 
+    def follow(self, gates: Gates) -> None:
+        """Decide by other gates from now on, also about queries under way."""
+        for tier in self.tiers:
+            tier.follow(gates.tiers[tier.number], is_closed=tier.number in gates.closed)
+
     @property
     def is_idle(self) -> bool:
         """True where no query is left."""
@@ -147,7 +157,10 @@ class RouterCore:
         return task
 
     async def close(self) -> None:
-        """Give batches and calls under way a moment to end, then cancel them; such calls are recorded as cancelled."""
+        """Give batches and calls under way a moment to end, then cancel them; such calls are recorded as cancelled. Audits
+        that wait are dropped."""
+        if self.shadow is not None:
+            self.shadow.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSING_GRACE_S)
             await self.abandon()
@@ -196,6 +209,10 @@ class RouterCore:
 
     def _finish(self, query: Query, answer: Answer | None) -> None:
         """Give a query its answer, or the fallback it has, or fail it; each is recorded once."""
+        if query.audited is not None:
+            if self.shadow is not None:
+                self.shadow.heard(query, answer)
+            return
         now = self.clock()
         if answer is None:
             failed = Answer(query.query_id, query.arrival_s, now, -1, MISSING_VOTE, 0.0, True, "failed")
@@ -212,6 +229,8 @@ class RouterCore:
             self.listener.ended(query, answer)
         if not query.result.done():  # a client that went away is billed like any other
             query.result.set_result(answer)
+        if self.shadow is not None:
+            self.shadow.offer(query, answer)
 
 
 async def _told(query: Query) -> Answer | Unanswered:

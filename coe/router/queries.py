@@ -81,3 +81,5 @@ class Query:
     spent: Spent = field(default_factory=Spent)
     trace: object = None
     """Of the core's listener, if there is one."""
+    audited: Answer | None = field(default=None)
+    """The answer that its client has already, where this is an audit; nobody waits for it then."""

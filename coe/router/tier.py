@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from coe.records import BatchRun
 from coe.router.queries import Batch, Garbage, Late, Query
 from coe.router.turns import Pace, Slots, Turns
 from coe.table import Outputs
-from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, FloatArray, IntArray, Placement, Probabilities
+from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, FloatArray, IntArray, Placement, Probabilities, Tier
 
 if TYPE_CHECKING:
     from coe.router.core import RouterCore
@@ -41,8 +41,11 @@ class Hearing:
     open: BoolArray
     due_s: FloatArray
     """(items,): when this tier stops waiting for votes."""
-    called: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """Member -> number of the placement of its last call, and when that began."""
+
+    @property
+    def is_audit(self) -> bool:
+        """True where its queries have been answered already."""
+        return self.batch[0].audited is not None
 
 
 class TierQueue:
@@ -71,8 +74,11 @@ class TierQueue:
         self._batches = Slots(self._most_batches())
         self._at_work = self._batches_at_work()
         self._planned_per_s = self._per_s()
+        self._is_closed = False
         self._changed = asyncio.Event()
         """Queries came, or a batch ended."""
+        self._alarm: asyncio.Future[None] | None = None
+        """Ends when a member has fallen silent."""
 
     @property
     def capacity_per_s(self) -> float:
@@ -120,6 +126,16 @@ class TierQueue:
         self._at_work = self._batches_at_work()
         self._planned_per_s = self._per_s()
         self._changed.set()
+
+    def follow(self, tier: Tier, *, is_closed: bool) -> None:
+        """Decide by another gate: that of `tier`, which is the same in all else, or by none, passing on everything."""
+        self.tier, self._is_closed = tier, is_closed
+
+    @property
+    def has_a_replica_to_spare(self) -> bool:
+        """True where nothing waits, and with one batch more there would still be an idle replica, or no other batch at all."""
+        taken = self._batches.taken
+        return not self.waiting and (taken == 0 or taken + 1 < self._at_work)
 
     def put(self, queries: Sequence[Query]) -> None:
         """Add queries to the queue."""
@@ -182,10 +198,21 @@ class TierQueue:
                 self._pace.ended(self._core.clock(), len(batch), is_full=is_full)
                 give_back()
                 self._changed.set()
+                if self._core.shadow is not None:
+                    self._core.shadow.nudge()
         except Exception as error:  # a mistake of ours must not leave clients waiting
             for query in batch:
                 if not query.result.done():
                     query.result.set_exception(error)
+
+    async def audit(self, batch: list[Query]) -> None:
+        """Ask the members about queries that have been answered; neither the pace nor the queries under way count them."""
+        give_back = await self._batches.take()
+        try:
+            await self._hear(self._hearing(batch))
+        finally:
+            give_back()
+            self._changed.set()
 
     def _hearing(self, batch: list[Query]) -> Hearing:
         """Nobody asked yet; the votes that earlier tiers heard are there."""
@@ -214,30 +241,43 @@ class TierQueue:
             rows = np.flatnonzero(heard.open)
             if not len(rows):
                 return
-            pending = {self._core.start(self._ask(member, heard, rows)) for member in group}
-            while pending and heard.open.any():
-                timeout = float(heard.due_s[heard.open].min()) - self._core.clock()
-                _, pending = await asyncio.wait(pending, timeout=max(timeout, 0.0), return_when=asyncio.FIRST_COMPLETED)
+            asking = {self._core.start(self._ask(member, heard, rows)): member for member in group}
+            while asking and heard.open.any():
+                timeout = max(0.0, float(heard.due_s[heard.open].min()) - self._core.clock())
+                alarm = self._alarm = self._alarm or asyncio.get_running_loop().create_future()
+                done, _ = await asyncio.wait({*asking, alarm}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                asking = {task: member for task, member in asking.items() if task not in done}
+                if alarm in done:
+                    asking = self._without_silent(asking, heard)
                 overdue = heard.open & (heard.due_s <= self._core.clock())
                 if overdue.any():
-                    self._note_late(heard, overdue)
+                    heard.failed |= heard.asked & self._unheard(heard) & overdue[:, None]
                     self._settle(heard, is_over=True, among=overdue)
-                if pending:
+                if asking:
                     self._settle(heard, is_over=False)
         self._settle(heard, is_over=True)
 
-    def _note_late(self, heard: Hearing, overdue: BoolArray) -> None:
-        """Votes that have not come in time will not count; placements that had the promised time and did not reply rest."""
-        silent = heard.asked & self._unheard(heard) & overdue[:, None]
-        heard.failed |= silent
-        for column in np.flatnonzero(silent.any(axis=0)):
-            member = self.tier.members[column]
-            now = self._core.clock()
-            turn, called_s = heard.called.get(member, (0, now))
-            if now - called_s < self._core.latency_s:
-                continue  # it was not called, or a client in a hurry gave it less time than was promised
-            self._turns[member].late(turn, now, called_s)
-            self._core.note_failure(self._placements[member][turn].deployment, Late("no reply in time"))
+    def _without_silent(
+        self, asking: Mapping[asyncio.Task[None], str], heard: Hearing
+    ) -> dict[asyncio.Task[None], str]:
+        """Calls that are still worth waiting for; the votes of silent members are missing, and billed when their calls end."""
+        left = {}
+        for task, member in asking.items():
+            if self._turns[member].is_silent:
+                column = self.tier.members.index(member)
+                heard.failed[:, column] |= heard.asked[:, column] & self._unheard(heard)[:, column] & heard.open
+            else:
+                left[task] = member
+        return left
+
+    def _doubt(self, placement: Placement, called_s: float) -> None:
+        """A call has taken as long as was promised for all of the way. Where nobody else can be asked, nobody waits any more."""
+        turns = self._turns[placement.member]
+        turns.late(self._placements[placement.member].index(placement), self._core.clock(), called_s)
+        self._core.note_failure(placement.deployment, Late("no reply within the promised latency"))
+        if turns.is_silent and self._alarm is not None:
+            self._alarm.set_result(None)
+            self._alarm = None
 
     def _unheard(self, heard: Hearing) -> BoolArray:
         """(items, own members): no vote so far."""
@@ -254,6 +294,8 @@ class TierQueue:
             return
         outputs = self._outputs(heard.answers[rows], heard.probs[rows])
         decision = decide(self.tier, outputs)
+        if self._is_closed:
+            decision = replace(decision, accepted=np.zeros_like(decision.accepted))
         leaves = np.ones(len(rows), dtype=np.bool_) if is_over else decision.settled
         if not is_over and self._is_carried:
             is_staged = self.tier.dispatch == "staged"
@@ -344,11 +386,10 @@ class TierQueue:
             still = rows[heard.open[rows]]
         finally:
             if saved := len(rows) - len(still):
-                self._record(placement, saved, self._core.clock(), 0.0, "cancelled")
+                self._record(placement, saved, self._core.clock(), 0.0, "cancelled", audit=heard.is_audit)
         try:
             if not len(still):
                 return still, None
-            heard.called[member] = turn, self._core.clock()
             queries = [heard.batch[row] for row in still]
             return still, await self._called(placement, heard.items[still], float(heard.due_s[still].max()), queries)
         finally:
@@ -362,9 +403,11 @@ class TierQueue:
         status, busy_s, fee_usd, probs, sound = "failed", None, 0.0, None, None
         for query in queries if self._core.spending is not None else ():
             query.spent.begun(placement)
+        doubt = asyncio.get_running_loop().call_later(self._core.latency_s, self._doubt, placement, start)
         try:
             reply = await self._core.call(placement, items)
             busy_s, fee_usd = reply.busy_s, reply.fee_usd
+            self._turns[placement.member].replied(self._placements[placement.member].index(placement))
             if _is_sound(reply.probs, len(items), self._core.classes):
                 status, probs = ("late", None) if self._core.clock() > due_s else ("ok", reply.probs)
                 sound = reply
@@ -376,31 +419,42 @@ class TierQueue:
         except Exception as error:  # whatever a replica raises is a missing vote, and is counted
             self._core.note_failure(placement.deployment, error)
         finally:
+            doubt.cancel()
             # a replica that died cannot say how long it was busy: all the time counts; a hosted model keeps no machine of ours
             whole = 0.0 if placement.api else self._core.clock() - start
-            busy_s = whole if busy_s is None else busy_s
-            self._record(placement, len(items), start, busy_s, status, fee_usd)
+            busy_s, is_audit = whole if busy_s is None else busy_s, queries[0].audited is not None
+            self._record(placement, len(items), start, busy_s, status, fee_usd, audit=is_audit)
             if self._core.spending is not None:
                 self._core.spending.ended(placement, queries, busy_s, fee_usd, sound)
         return probs
 
     def _record(
-        self, placement: Placement, items: int, start_s: float, busy_s: float, status: str, fee_usd: float = 0.0
+        self,
+        placement: Placement,
+        items: int,
+        start_s: float,
+        busy_s: float,
+        status: str,
+        fee_usd: float = 0.0,
+        *,
+        audit: bool,
     ) -> None:
         """Write one call to the ledger."""
-        self._core.record(
-            BatchRun(
-                self.number,
-                placement.member,
-                placement.node_type,
-                placement.share,
-                items,
-                start_s,
-                busy_s,
-                status,
-                fee_usd,
-            )
+        run = BatchRun(
+            self.number,
+            placement.member,
+            placement.node_type,
+            placement.share,
+            items,
+            start_s,
+            busy_s,
+            status,
+            fee_usd,
+            audit,
         )
+        self._core.record(run)
+        if audit and self._core.shadow is not None:
+            self._core.shadow.billed(run)
 
 
 def _described(reply: object) -> str:

@@ -50,6 +50,11 @@ class Turns:
         self._credit[chosen] -= sum(traffic.values())
         return chosen
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether no placement has replied of late."""
+        return all(self._is_silent)
+
     def failed(self, placement: int, now_s: float) -> None:
         """A call of this placement failed."""
         if self._rest_s[placement] and not self._is_tried[placement]:
@@ -62,6 +67,10 @@ class Turns:
         one replica of several that hangs."""
         self._is_silent[placement] = self._answered_s[placement] < asked_s
         self.failed(placement, now_s)
+
+    def replied(self, placement: int) -> None:
+        """A call of this placement was answered, too late to count: it is not well, and worth waiting for again."""
+        self._is_silent[placement] = False
 
     def answered(self, placement: int, now_s: float = 0.0) -> None:
         """A call of this placement was answered: it is well."""

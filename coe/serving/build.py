@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]  # comes with Ray
+import numpy as np
 import ray
 from ray.serve.schema import ServeDeploySchema
 
@@ -25,10 +26,12 @@ from coe.fleet.setup import Setup
 from coe.placement.together import as_served
 from coe.prices.catalog import provenance
 from coe.report.quality import claim_in_words
+from coe.router.audits import Auditor
 from coe.router.changing import changeable
+from coe.serving.ray_service_schema import check_ray_service
 from coe.serving.scaling_policy import ROUTER, application_policy
 from coe.serving.v2_messages import SERVICER
-from coe.types import Access, Gears, Plan, Scaling
+from coe.types import Access, Audits, Gears, Plan, Scaling
 
 IMPORT_PATH = "deployments.app:build"
 APPLICATION = "coe"
@@ -40,6 +43,7 @@ def serve_config(
     ledger_dir: str | None,
     access: Access | None = None,
     scaling: Scaling | None = None,
+    audits: Audits | None = None,
     gears: Gears | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -49,9 +53,14 @@ def serve_config(
 
     gears: as `coe.placement.together` has them served by `plan`.   grpc_port: where it also listens for gRPC; None for nowhere.
 
-    Raises `InvalidInput` for hosted models without a price in the plan, for node types that cannot be labels, and for two
-    ports that are one.
+    Raises `InvalidInput` for hosted models without a price in the plan, for node types that cannot be labels, for two
+    ports that are one, and for audits that cannot be of this plan.
     """
+    if audits is not None and gears is not None:
+        remedy = "build the plan whose answers are to be audited, or gears without audits"
+        raise InvalidInput(Problem("--audits", "are made of one plan, and gears are several", remedy=remedy))
+    if audits is not None:
+        Auditor(audits, plan, np.random.default_rng(0), 0.0)  # refuses what the router would refuse
     if grpc_port == port:
         rule, remedy = "must be another port than that of HTTP", "choose another --grpc-port"
         raise InvalidInput(Problem("--grpc-port", rule, str(grpc_port), remedy))
@@ -78,6 +87,7 @@ def serve_config(
                     **({} if ledger_dir is None else {"ledger_dir": str(Path(ledger_dir).resolve())}),
                     **({} if access is None else {"access": access.model_dump(mode="json", exclude_none=True)}),
                     **({} if scaling is None else {"scaling": scaling.model_dump(mode="json")}),
+                    **({} if audits is None else {"audits": audits.model_dump(mode="json", exclude_none=True)}),
                     **({} if gears is None else {"gears": gears.model_dump(mode="json", exclude_none=True)}),
                 },
             }
@@ -213,6 +223,8 @@ def write_folder(
         gate_files_here |= gate_paths(gear.plan)
     if found.launcher is not None:
         check_launcher(found.launcher)
+    if found.service is not None:
+        check_ray_service(found.service)
     serve = first_line(plan, "the service, for serve run and serve deploy") + comment(*_top(plan, gears).splitlines())
     texts = {"serve.yaml": serve + to_yaml(config), **found.texts}
     folder.mkdir(exist_ok=True)

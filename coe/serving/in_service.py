@@ -15,14 +15,16 @@ import numpy as np
 
 from coe.cost.model import usd_per_busy_s
 from coe.ledger import Ledger, LedgerLimits
-from coe.records import Answer
+from coe.records import Answer, Audit, Record
+from coe.router.audits import Auditor
 from coe.router.core import RouterCore
 from coe.router.queries import Call, Reply, Unanswered
+from coe.router.tightening import tightened
 from coe.serving.following import follow
 from coe.serving.live_page import Watch
 from coe.serving.meter import Meter
 from coe.serving.readiness import Readiness
-from coe.types import Placement, Plan
+from coe.types import Audits, Placement, Plan
 
 if TYPE_CHECKING:
     from coe.serving.tracing import QueryTracing
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 FLUSH_S = 0.5
 """A killed router loses at most what was recorded since the last flush."""
 DRAINED_S = 0.05
+RESTATED_S = 3600.0
+"""How audits are made is said again so often, since older files of the ledger may be gone."""
 SERVE_MESSAGE_BYTES = 4 * 2**20
 """What Serve lets through where nothing else is set."""
 MESSAGE_FILLING = 0.9
@@ -49,10 +53,13 @@ class InService:
         followed: Collection[str] = (),
         keeping: LedgerLimits | None = None,
         tracing: QueryTracing | None = None,
+        audits: Audits | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """call: asks a placement's replicas.   router: how this one is called among several.   followed: deployments whose
-        replicas come and go.   keeping: sizes and ages of the ledger's files."""
+        replicas come and go.   keeping: sizes and ages of the ledger's files.   audits: None for none. Raises `InvalidInput`
+        for audits that cannot be of this plan."""
+        self._auditor = None if audits is None else Auditor(audits, plan, np.random.default_rng(), time.time())
         self.plan = plan
         self._followed = followed
         self._call = call
@@ -71,12 +78,15 @@ class InService:
             far=plan.far,
             call=self._metered,
             clock=clock,
-            record=self._meter.record if tracing is None else tracing.recording(self._meter.record),
+            record=self._record if tracing is None else tracing.recording(self._record),
             note_failure=self._note_failure,
             note_answered=self.readiness.answered,
             listener=tracing,
             usd_per_busy_s={p.deployment: usd_per_busy_s(plan.offer(p.node_type), p.share) for p in plan.placements},
+            auditor=self._auditor,
         )
+        if self._auditor is not None:
+            self._meter.record(self._auditor.began(time.time()))
         self._background: tuple[asyncio.Task[None], ...] = ()
 
     def start(self) -> None:
@@ -127,6 +137,21 @@ class InService:
         self._meter.saw_node(placement.deployment, reply.node)
         return reply
 
+    def _record(self, record: Record) -> None:
+        """Bill and count a record; one that first shows drift makes the gates a step stricter, if that is wanted."""
+        self._meter.record(record)
+        if isinstance(record, Audit) and self._auditor is not None and self._auditor.audits.tighten:
+            seen = self.watch.running.audits
+            if seen.drift_since_s is not None and seen.settings is not None:
+                self._tighten(self._auditor, seen.settings.strictness + 1)
+
+    def _tighten(self, auditor: Auditor, strictness: int) -> None:
+        """Go over to stricter gates, and watch them anew. Nothing here goes back: that takes a new plan, or a new router."""
+        gates = tightened(self.plan.cascade, strictness)
+        log.warning("drift: %s", gates.says)
+        self._core.follow(gates)
+        self._meter.record(auditor.began(time.time(), strictness))
+
     def _note_failure(self, deployment: str, error: Exception) -> None:
         """Count a failed call; log the first of each deployment in full, then every hundredth."""
         self.readiness.failed(deployment)
@@ -141,7 +166,13 @@ class InService:
     async def _flush_for_ever(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_S)
+            self._restate_audits()
             self._meter.tick()
+
+    def _restate_audits(self) -> None:
+        said = self.watch.running.audits.settings
+        if self._auditor is not None and said is not None and time.time() - said.at_s >= RESTATED_S:
+            self._meter.record(self._auditor.began(time.time(), said.strictness))
 
 
 def hand_over(old: InService, to: InService, at_s: float) -> None:

@@ -20,8 +20,9 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from coe.errors import InvalidInput
 from coe.ledger import LedgerState
 from coe.records import Record
+from coe.report.audits import Audited
 from coe.report.html import render_html
-from coe.report.live import LiveAudits, LiveView, live_view, report_so_far
+from coe.report.live import LiveView, live_view, report_so_far
 from coe.report.live_gears import LiveGears
 from coe.report.live_gears import notes as gear_notes
 from coe.report.nouns import Report
@@ -60,7 +61,7 @@ class Watch:
         router: str,
         *,
         waiting: Callable[[], Sequence[int]] = tuple,
-        audits: Callable[[], LiveAudits | None] = lambda: None,
+        audits: Callable[[], Audited | None] = lambda: None,
         ledger: Callable[[], LedgerState | None] = lambda: None,
     ) -> None:
         """router: how this one is called among several.   waiting: queries in each tier's queue."""

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from coe.report.live import LiveAudits, LiveView
+from coe.report.audits import Audited
+from coe.report.live import LiveView
 from coe.report.live_gears import LiveGears
 from coe.report.running import Running
 
@@ -304,7 +305,7 @@ def _dollars(view: LiveView) -> Iterator[Metric]:
 
 def _audits(view: LiveView) -> Iterator[Metric]:
     """None of these where no audits are made."""
-    audits: LiveAudits | None = view.audits
+    audits: Audited | None = view.audits
     if audits is None:
         return
     yield _counter(
@@ -341,6 +342,20 @@ def _audits(view: LiveView) -> Iterator[Metric]:
         view,
         (),
         {(): audits.verdict == "drift"},
+    )
+    yield _gauge(
+        "coe_certificate_broken",
+        "1 where audits contradict the certificate itself, which they can where it claims disagreement.",
+        view,
+        (),
+        {(): audits.is_broken},
+    )
+    yield _gauge(
+        "coe_audit_strictness",
+        "Steps by which early tiers decide more strictly than planned, because of drift.",
+        view,
+        (),
+        {(): audits.strictness},
     )
 
 

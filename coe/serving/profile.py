@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from coe.errors import CoeError, InvalidInput, Problem, Unavailable
 from coe.placement.candidates import hosted_model
 from coe.profiler.measure import forget_caches, measure
+from coe.profiler.quote import refuse_unlisted
 from coe.runners.base import Runner, blank_batch, fingerprint, make_runner
 from coe.runners.paced import Paced
 from coe.serving.labels import CPU_SHARE_ENV, NODE_TYPE_LABEL, replica_options, simulated_speed
@@ -77,9 +78,10 @@ def profile_members(
     measured again; `keep` gets every new profile as soon as it is there, one at a time.
 
     Raises `Unavailable` where the cluster cannot be reached or a node type has no free device, and `InvalidInput` for a
-    cluster without any node of the price list and for members that do not run.
+    cluster without any node of the price list, for members that do not run, and for hosted models without a price.
     """
     base_dir = base_dir.resolve()
+    refuse_unlisted(pool, prices, "the price list")
     on_nodes = tuple(m for m in pool.members if hosted_model(m, prices) is None)
     if not on_nodes:
         raise InvalidInput(Problem("pool", "has no member that runs on a node: all are hosted models"))

@@ -32,7 +32,7 @@ from coe.serving.starting import Starting
 from coe.serving.telemetry import Tracing, provider_of
 from coe.serving.v2_rpc import V2Methods, V2Rpc
 from coe.serving.web import application
-from coe.types import Access, Gears, Placement, Plan, Scaling
+from coe.types import Access, Audits, Gears, Placement, Plan, Scaling
 
 log = logging.getLogger("coe.router")
 
@@ -72,6 +72,7 @@ class Router(V2Methods):
         scaling: Scaling | None = None,
         keeping: LedgerLimits | None = None,
         tracing: Tracing | None = None,
+        audits: Audits | None = None,
         gears: Gears | None = None,
     ) -> None:
         """gears: as `coe.placement.together` has them served by this deployment; the router then follows the load."""
@@ -79,7 +80,7 @@ class Router(V2Methods):
         self._ledger_dir, self._keeping = ledger_dir, keeping
         self._spans = provider_of(tracing, os.environ)
         self._handles = {name: by_value(handle) for name, handle in handles.items()}
-        self._scaling = scaling
+        self._scaling, self._audits = scaling, audits
         self._work = Work(() if gears is None or scaling is None else handles)
         application_name = serve.get_replica_context().app_name
         self._geared = None if gears is None else Geared(gears, self._fresh)
@@ -106,7 +107,7 @@ class Router(V2Methods):
             from coe.serving.tracing import QueryTracing
 
             tracing = QueryTracing(self._spans.get_tracer("coe"), time.time)
-        return InService(plan, self._ledger_dir, self._call, name, followed, self._keeping, tracing)
+        return InService(plan, self._ledger_dir, self._call, name, followed, self._keeping, tracing, self._audits)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls it by this name
         """The web application of this replica."""

@@ -131,7 +131,8 @@ class QueryTracing:
 
         def both(made: Record) -> None:
             record(made)
-            if isinstance(made, BatchRun) and (batch := _batch.get()) is not None:
+            # audits may begin in the context of whatever batch has just ended
+            if isinstance(made, BatchRun) and not made.audit and (batch := _batch.get()) is not None:
                 self._call(batch, made)
 
         return both

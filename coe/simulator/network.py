@@ -10,7 +10,7 @@ import numpy as np
 from coe.cascade.evaluate import Routing, route
 from coe.cost.capacity import at_work, in_flight, service_s
 from coe.errors import InvalidInput, Problem
-from coe.placement.columns import HOSTED, crossing_s, egress_usd
+from coe.placement.columns import HOSTED, crossing_s
 from coe.simulator.arrivals import stream
 from coe.table import PredictionTable
 from coe.types import BoolArray, FloatArray, IntArray, Placement, Plan, Profile, Profiles
@@ -142,16 +142,6 @@ def jitter_sigma(profile: Profile, placement: Placement) -> float:
     """Of the lognormal factor that takes the median service time to its p99."""
     timing = min(profile.timings, key=lambda t: abs(t.batch_size - placement.expected_batch))
     return math.log(timing.latency_p99_s / timing.latency_p50_s) / _Z99
-
-
-def call_fee_usd(plan: Plan, placement: Placement) -> float:
-    """What one item of a call costs beside machines: the mean price that the plan counts with for a hosted model, or the
-    bytes on a link."""
-    if placement.api:
-        lines = [line for line in plan.usage_lines if line.name == f"API: {placement.api}"]
-        return lines[0].unit_price_usd / 1000 if lines else 0.0
-    link = plan.link(placement)
-    return 0.0 if link is None or plan.workload.sites is None else egress_usd(plan.workload.sites, link)
 
 
 def items_of(table: PredictionTable, queries: int, item: IntArray | None, seed: int) -> IntArray:

@@ -10,12 +10,13 @@ import numpy as np
 
 from coe.cascade.evaluate import scores_of
 from coe.errors import InvalidInput, Problem
+from coe.placement.fees import call_fee_usd
 from coe.records import Answer, BatchRun, NodeSpan, Record
 from coe.simulator import fast
 from coe.simulator.arrivals import stream
 from coe.simulator.engine import Outcome
 from coe.simulator.figures import Simulated, Tally, figures, placements_of
-from coe.simulator.network import Load, Network, call_fee_usd, items_of, load_of, network_of
+from coe.simulator.network import Load, Network, items_of, load_of, network_of
 from coe.table import PredictionTable
 from coe.types import MISSING_VOTE, FloatArray, IntArray, Plan, Profiles
 

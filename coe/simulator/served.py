@@ -15,8 +15,9 @@ import numpy as np
 
 from coe.cost.model import usd_per_busy_s
 from coe.errors import InvalidInput, Problem
+from coe.placement.fees import call_fee_usd
 from coe.placement.together import Deployment, together
-from coe.records import Answer, BatchRun, NodeSpan, Record
+from coe.records import Answer, Audit, Auditing, BatchRun, NodeSpan, Record
 from coe.router.core import RouterCore
 from coe.router.queries import Overloaded, Reply
 from coe.router.scaling import Patience, wanted_by_ongoing, wanted_by_reach
@@ -24,7 +25,7 @@ from coe.router.shifting import Gearbox, follow_load, next_gear
 from coe.simulator.arrivals import stream
 from coe.simulator.figures import Simulated, Tally, figures, placements_of
 from coe.simulator.machines import Machines
-from coe.simulator.network import call_fee_usd, items_of
+from coe.simulator.network import items_of
 from coe.simulator.stations import Replica, Station, station_of
 from coe.simulator.virtual import run_virtually
 from coe.table import PredictionTable
@@ -572,6 +573,10 @@ def with_start(records: Sequence[Record], started_s: float) -> list[Record]:
             moved.append(replace(r, start_s=r.start_s + started_s, end_s=r.end_s + started_s))
         elif isinstance(r, BatchRun):
             moved.append(replace(r, start_s=r.start_s + started_s))
+        elif isinstance(r, Auditing):
+            moved.append(replace(r, at_s=r.at_s + started_s))
+        elif isinstance(r, Audit):
+            moved.append(replace(r, asked_s=r.asked_s + started_s, done_s=r.done_s + started_s))
         else:
             moved.append(replace(r, arrival_s=r.arrival_s + started_s, done_s=r.done_s + started_s))
     return moved

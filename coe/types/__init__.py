@@ -12,6 +12,9 @@ from coe.types.access import (
     BearerToken,
     BearerTokens,
 )
+from coe.types.auditing import (
+    Audits,
+)
 from coe.types.base import (
     ABSTAINED,
     MISSING_VOTE,
@@ -95,6 +98,7 @@ __all__ = [
     "SURVIVING_UTILISATION",
     "Access",
     "ApiPrice",
+    "Audits",
     "Baseline",
     "BatchTiming",
     "BearerToken",

@@ -2,7 +2,7 @@
 
     python -m deployments.images.train DATA.npz POOL.yaml
 
-About three minutes on two cores; pictures are mirrored and shifted by up to two pixels while training.
+Five minutes of one core; pictures are mirrored and shifted by up to two pixels while training.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ SHIFT = 2
 def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, seed: int) -> nn.Module:
     """Fit `model` on pictures x (n, 3, 32, 32) and labels y (n,)."""
     torch.manual_seed(seed)
+    model = model.to(memory_format=torch.channels_last)  # a third faster on CPUs
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.02)
+    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=6e-3, total_steps=EPOCHS * (len(x) // BATCH))
     model.train()
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(x), generator=generator).split(BATCH)[: len(x) // BATCH]:
-            loss = nn.functional.cross_entropy(model(_varied(x[batch], generator)), y[batch], label_smoothing=0.05)
+            varied = _varied(x[batch], generator).contiguous(memory_format=torch.channels_last)
+            loss = nn.functional.cross_entropy(model(varied), y[batch], label_smoothing=0.05)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
-    return model.eval()
+    return model.to(memory_format=torch.contiguous_format).eval()
 
 
 def _varied(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -84,7 +84,7 @@ def plan(step: Steps) -> None:
     step("ask every model about every item", "coe", "predict", pool, "--data", data, "-o", table)
     step(
         "time requests",
-        *("python", "-m", "deployments.llm.profile", pool, "--prices", prices, "--data", data, "-o", profiles),
+        *("coe", "profile", pool, "--prices", prices, "--data", data, "--requests", "651", "--yes", "-o", profiles),
     )
     step(
         "search all cascades of up to three tiers",

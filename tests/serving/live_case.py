@@ -14,7 +14,7 @@ import numpy as np
 import uvicorn
 
 from coe.records import Answer, BatchRun, NodeSpan
-from coe.report.live import LiveAudits
+from coe.report.audits import Audited
 from coe.router.queries import Unanswered
 from coe.serving.live_page import Watch
 from coe.serving.service import Service
@@ -27,7 +27,7 @@ UP_S = 600.0
 
 
 def watch(
-    plan: Plan | None = None, *, up_s: float = UP_S, failing: bool = False, audits: LiveAudits | None = None
+    plan: Plan | None = None, *, up_s: float = UP_S, failing: bool = False, audits: Audited | None = None
 ) -> Watch:
     """A router that has been up for `up_s` seconds, with one query each second; `failing`: of the last minute one in ten."""
     rng, clock = np.random.default_rng(4), [NOW_S - up_s]

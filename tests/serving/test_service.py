@@ -28,17 +28,20 @@ from coe.files import to_yaml, write_predictions
 from coe.ledger import read_ledger
 from coe.placement.optimize import plan
 from coe.profiler.predict import DataSet
-from coe.records import Answer, BatchRun, Bench, NodeSpan
+from coe.records import Answer, Audit, BatchRun, Bench, NodeSpan, Record
+from coe.report.live import LiveView
 from coe.report.summarise import summarise
 from coe.serving.build import live_config, serve_config
 from coe.serving.cluster import ClusterState, free_port
 from coe.serving.labels import NODE_TYPE_LABEL
 from coe.serving.ready import wait_until_running
 from coe.table import PredictionTable
-from coe.types import Fleet, Member, Plan, Pool
+from coe.types import Audits, Fleet, Member, Plan, Pool
 from tests import factories
 
 pytestmark = pytest.mark.serving
+
+AUDITS = Audits(share=0.5, usd_per_hour=1000.0, alarm_above=0.5)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,9 @@ def live(
     write_predictions(folder / "predictions.npz", table)
     found = table_plan(table, folder / "predictions.npz", test_fleet)
     port, grpc_port = free_port(), free_port()
-    text = to_yaml(serve_config(found, ledger_dir=str(folder / "ledger"), port=port, grpc_port=grpc_port))
+    text = to_yaml(
+        serve_config(found, ledger_dir=str(folder / "ledger"), audits=AUDITS, port=port, grpc_port=grpc_port)
+    )
     config = ServeDeploySchema.model_validate(yaml.safe_load(text))
     client = serve_start(
         http_options=HTTPOptions(host="127.0.0.1", port=port),
@@ -124,7 +129,7 @@ def test_the_ledger_reconciles_with_the_client(live: Live, bench: Bench) -> None
     calls = [r for r in records if isinstance(r, BatchRun)]
     escalated = sum(a.tier == 1 for a in bench.answers)
     for member in live.plan.cascade.members:
-        items = sum(r.items for r in calls if r.member == member)
+        items = sum(r.items for r in calls if r.member == member and not r.audit)
         assert items == (escalated if member == "large" else len(bench.answers))
     spans = [r for r in records if isinstance(r, NodeSpan)]
     assert {s.node_type for s in spans} == {n.node_type for n in live.plan.nodes}
@@ -132,7 +137,7 @@ def test_the_ledger_reconciles_with_the_client(live: Live, bench: Bench) -> None
     assert not [m for m in report.missed if not m.startswith("latency")]  # which other work on the machine may miss
 
 
-def settled(live: Live, answers: int, timeout_s: float = 10.0) -> tuple[Answer | BatchRun | NodeSpan, ...]:
+def settled(live: Live, answers: int, timeout_s: float = 10.0) -> tuple[Record, ...]:
     """The ledger's records once it holds that many answers (it is written about once a second)."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -140,6 +145,28 @@ def settled(live: Live, answers: int, timeout_s: float = 10.0) -> tuple[Answer |
         if sum(isinstance(r, Answer) for r in records) >= answers or time.monotonic() > deadline:
             return records
         time.sleep(0.1)
+
+
+def test_early_answers_are_audited_beside_everything_else(live: Live, bench: Bench) -> None:
+    """What the last tier said of each is what it says in the table, and page, metrics and ledger tell the same."""
+    deadline = time.monotonic() + 15
+    seen = None
+    while time.monotonic() < deadline and (seen is None or seen.observed < 20):
+        seen = LiveView.model_validate(httpx.get(f"{live.url}/live.json").json()).audits
+        time.sleep(0.5)
+    assert seen is not None
+    assert seen.observed >= 20
+    assert 0 < seen.usd < seen.usd_per_hour
+    assert "coe_audits_total{" in httpx.get(f"{live.url}/metrics").text
+    row_of = {item: row for row, item in enumerate(live.table.items.tolist())}
+    large = live.table.answers[:, live.table.members.index("large")]
+    routing = route(live.plan.cascade, live.table)
+    audits = [r for r in settled(live, len(bench.answers)) if isinstance(r, Audit) and r.last >= 0]
+    assert len(audits) >= 20
+    for audit in audits:
+        row = row_of[audit.query_id]
+        assert (audit.tier, audit.answer, audit.last) == (0, routing.answer[row], large[row])
+        assert (audit.outcome == "same") == (audit.answer == audit.last)
 
 
 def test_replicas_run_on_the_node_types_that_the_plan_says(live: Live) -> None:
@@ -238,7 +265,9 @@ def test_the_plan_changes_live(live: Live, ray_session: str) -> None:
     cascade = live.plan.cascade.model_copy(update={"tiers": (tier, *live.plan.cascade.tiers[1:]), "certificate": None})
     eager = live.plan.model_copy(update={"cascade": cascade, "name": "eager"})
     deployed = yaml.safe_load(
-        to_yaml(serve_config(live.plan, ledger_dir=str(live.ledger), port=int(live.url.rpartition(":")[2])))
+        to_yaml(
+            serve_config(live.plan, ledger_dir=str(live.ledger), audits=AUDITS, port=int(live.url.rpartition(":")[2]))
+        )
     )
     failed: list[int] = []
     stop = threading.Event()

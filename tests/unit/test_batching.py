@@ -294,7 +294,7 @@ def test_a_mistake_of_ours_reaches_the_client_instead_of_hanging(monkeypatch: py
 
 
 def test_shutdown_records_calls_under_way_as_cancelled() -> None:
-    service = Service(CASCADE, TABLE)
+    service = Service(CASCADE, TABLE, latency_s=1.0)
     service.faults["other"] = _hangs
 
     async def run() -> None:
@@ -343,7 +343,8 @@ def test_a_placement_that_does_not_reply_is_not_asked_again_before_its_rest_is_o
     turns.late(0, now_s=1.0, asked_s=0.5)
     assert turns.next(1.5) is None
     assert [turns.next(2.1) for _ in range(2)] == [0, None]  # one call shows whether it is back
-    turns.answered(0, 2.2)
+    turns.replied(0)
+    assert not turns.is_silent
     assert turns.next(2.3) == 0
 
 
@@ -358,7 +359,7 @@ def test_a_member_that_hangs_everywhere_is_a_missing_vote_at_once() -> None:
     service = Service(CASCADE, TABLE, latency_s=0.05)
     service.faults["small"] = _hangs
     late, at_once = asyncio.run(_two_rounds(service))
-    assert late > 0.09  # twice the promise
+    assert late > 0.045  # the promise
     assert at_once < 0.05
     assert sum(name == "small" for name, _ in service.batches) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from coe import files
 from coe.cli.main import run
 from coe.errors import InvalidInput, Stale
 from coe.fleet.folder import MARK, NAMES
+from coe.fleet.kuberay import ray_service
 from coe.fleet.labels import NODE_TYPE_LABEL, node_labels
 from coe.fleet.launcher import launcher
 from coe.learned.gate_rule import Gate, save
@@ -124,6 +126,46 @@ def test_rays_schema_is_asked(spoil: Callable[[dict[str, Any]], object], message
     spoil(data)
     with pytest.raises(InvalidInput, match=message):
         check_launcher(data)
+
+
+# --- gRPC ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_second_port_changes_every_file_that_lists_ports(
+    name: str, tmp_path: Path, golden: Callable[[str, str], None]
+) -> None:
+    plan = EXAMPLES[name]()
+    build(plan, tmp_path / "http")
+    config = serve_config(plan, ledger_dir="/home/ray/ledger", port=8080, grpc_port=9000)
+    notes = write_folder(plan, config, tmp_path / "both", SETUP)
+    changes = []
+    for file in sorted(os.listdir(tmp_path / "http")):
+        before, after = ((tmp_path / side / file).read_text().splitlines() for side in ("http", "both"))
+        changes += difflib.unified_diff(before, after, file, file, lineterm="", n=0)
+    golden(f"fleet_grpc_{name}.diff", "\n".join(changes) + "\n")
+    assert any("serve-grpc" in note for note in notes)
+
+
+def test_every_pod_lists_both_ports_by_names_that_kuberay_looks_for() -> None:
+    plan = aws_plan()
+    data = ray_service(plan, serve_config(plan, ledger_dir=None, grpc_port=9000), SETUP).data()
+    config = data["spec"]["rayClusterConfig"]
+    for group in (config["headGroupSpec"], *config["workerGroupSpecs"]):
+        ports = {p["name"]: p["containerPort"] for p in group["template"]["spec"]["containers"][0]["ports"]}
+        assert ports["serve"] == 8000
+        assert ports["serve-grpc"] == 9000
+        assert len(set(ports.values())) == len(ports)
+    embedded = yaml.safe_load(data["spec"]["serveConfigV2"])
+    assert embedded["grpc_options"]["port"] == 9000
+
+
+@pytest.mark.parametrize("taken", [6379, 8265, 10001])
+def test_a_port_that_ray_takes_on_the_head_is_refused(taken: int) -> None:
+    plan = aws_plan()
+    for option, ports in (("--port", {"port": taken}), ("--grpc-port", {"grpc_port": taken})):
+        with pytest.raises(InvalidInput, match=f"{option}: is taken by Ray on the head"):
+            ray_service(plan, serve_config(plan, ledger_dir=None, **ports), SETUP)
 
 
 # --- Folders ----------------------------------------------------------------------------------------------------------

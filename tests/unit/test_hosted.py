@@ -13,7 +13,12 @@ import pytest
 
 from coe.errors import InvalidInput
 from coe.files import read, write
+from coe.placement.fees import call_fee_usd
 from coe.placement.optimize import plan
+from coe.records import NodeSpan
+from coe.report.bill import nodes_and_calls
+from coe.report.nouns import Window
+from coe.report.window import Clipped
 from coe.runners.base import RUNNERS, Said
 from coe.serving.app import MEMBER_QUEUE, CascadeArgs, build
 from coe.serving.labels import NODE_TYPE_LABEL
@@ -129,3 +134,30 @@ def test_batches_are_under_way_side_by_side_and_keep_no_machine_busy(monkeypatch
         assert reply.probs.tolist() == [[1, 0], [1, 0]]
         assert (reply.busy_s, reply.node) == (0.0, "")
         assert reply.fee_usd == pytest.approx(2 * (0.01 + (2000 + 8000) / 1e6))
+
+
+# --- Fees in plan and report -------------------------------------------------------------------------------------------
+
+
+def test_what_a_report_expects_of_a_plan_with_hosted_models_adds_up_to_its_usage() -> None:
+    found = planned()
+    span = NodeSpan(found.router.node_type, 1, 1.0, 0.0, 3600.0)
+    inside = Clipped(runs=(), spans=(span,), answers=())
+    _, calls = nodes_and_calls(found, inside, Window(start_s=0.0, end_s=3600.0, source="ledger"), 0)
+    per_1k = {row.member: row.usd_per_1k_predicted for row in calls}
+    assert per_1k["large"] == pytest.approx(1000 * found.stats.calls["large"] * PER_CALL.usd_per_call)
+    assert sum(per_1k.values()) == pytest.approx(found.cost.usd_per_1k_usage)
+
+
+def test_members_that_share_a_model_keep_their_own_fees() -> None:
+    found = planned()
+    placement = next(p for p in found.placements if p.api is not None)
+    other = placement.model_copy(update={"member": "other"})
+    line = next(one for one in found.usage_lines if one.name == "API: big-1")
+    dearer = line.model_copy(update={"unit_price_usd": 3 * line.unit_price_usd, "usd": 3 * line.usd})
+    both = found.model_copy(
+        update={"placements": (*found.placements, other), "usage_lines": (*found.usage_lines, dearer)}
+    )
+    assert call_fee_usd(both, placement) == pytest.approx(0.01)
+    assert call_fee_usd(both, other) == pytest.approx(0.03)
+    assert call_fee_usd(found, found.placements[0]) == 0.0

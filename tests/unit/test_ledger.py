@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from coe.errors import InvalidInput, WrongKind
 from coe.ledger import Ledger, read_ledger, write_ledger
 from coe.ledger.routers import node_time_once
-from coe.records import Answer, BatchRun, NodeSpan, Record
+from coe.records import Answer, Audit, Auditing, BatchRun, NodeSpan, Record
 
 SPAN = NodeSpan("t4-node", 2, 0.5, 0.0, 10.0)
 RUN = BatchRun(0, "small", "t4-node", 0.5, 8, 1.0, 0.02, "ok")
@@ -28,6 +28,10 @@ records = st.lists(
         st.builds(NodeSpan, st.text(min_size=1), st.integers(1, 99), seconds, seconds, seconds),
         st.builds(BatchRun, st.integers(0, 3), st.text(), st.text(), seconds, st.integers(1, 99), seconds, seconds),
         st.builds(Answer, st.text(), seconds, seconds, st.integers(-1, 3), st.integers(-1, 99), seconds, st.booleans()),
+        st.builds(Auditing, seconds, seconds, seconds, seconds, seconds, st.integers(0, 4)),
+        st.builds(
+            Audit, st.text(), st.integers(0, 3), st.integers(0, 99), st.integers(-1, 99), seconds, seconds, st.text()
+        ),
     ),
     max_size=8,
 )

@@ -12,7 +12,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from coe.records import Answer
-from coe.report.live import LiveAudits, live_view
+from coe.report.audits import Audited
+from coe.report.live import live_view
 from coe.report.running import Running
 from coe.report.summarise import summarise
 from coe.serving.metrics import exposition
@@ -20,7 +21,7 @@ from tests import report_case as case
 from tests.unit.test_live import counted, drawn, end_s
 
 NOW_S = case.START_S + 15
-AUDITS = LiveAudits(
+AUDITS = Audited(
     share=0.1,
     usd_per_hour=1.0,
     usd=0.25,
@@ -29,6 +30,7 @@ AUDITS = LiveAudits(
     differing=3,
     failed=2,
     skipped=1,
+    early=0.75,
     rate=0.1,
     low=0.02,
     high=0.3,
@@ -41,9 +43,7 @@ AUDITS = LiveAudits(
 )
 
 
-def scraped(
-    running: Running, now_s: float, audits: LiveAudits | None = None
-) -> dict[str, dict[tuple[str, ...], float]]:
+def scraped(running: Running, now_s: float, audits: Audited | None = None) -> dict[str, dict[tuple[str, ...], float]]:
     """Sample name -> label values without the router's, in the order of their names -> value."""
     text = exposition(running, live_view(running, now_s, router="r1", audits=audits)).decode()
     found: dict[str, dict[tuple[str, ...], float]] = {}

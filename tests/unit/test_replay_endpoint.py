@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import uvicorn
 
+from coe.cli.main import run
 from coe.errors import InvalidInput, Unavailable
+from coe.files import read, write
 from coe.profiler.hosted import profile_hosted
 from coe.profiler.predict import DataSet, predict
 from coe.table import PredictionTable
-from coe.types import ABSTAINED, MISSING_VOTE, ApiPrice, Member, Pool, Prices
+from coe.types import ABSTAINED, MISSING_VOTE, ApiPrice, Member, Pool, Prices, Profiles
 from deployments.llm.replay_endpoint import NO_ANSWER, ReplayEndpoint
 from tests import factories
 
@@ -195,3 +197,18 @@ def test_failed_requests_are_not_timed_and_local_members_are_not_asked(url: str)
         )
     with pytest.raises(InvalidInput, match="has no member that the price list sells"):
         profile_hosted(asking, Path(), Prices(apis=(api("other"),)), DATA.x, runs=3, today=factories.DAY)
+
+
+def test_the_verb_times_them_through_the_real_runner(url: str, tmp_path: Path) -> None:
+    asking = pool(url)
+    only = asking.model_copy(update={"members": asking.members[2:]})
+    write(tmp_path / "pool.yaml", only)
+    write(tmp_path / "prices.yaml", Prices(apis=(api("dear"),)))
+    np.savez(tmp_path / "data.npz", x=DATA.x, y=DATA.y, items=DATA.items, splits=DATA.splits)
+    files = [str(tmp_path / name) for name in ("pool.yaml", "prices.yaml", "data.npz", "profiles.yaml")]
+    words = ["profile", files[0], "--prices", files[1], "--data", files[2], "--requests", "124", "-o", files[3]]
+    assert run(words) == 2  # nobody agreed to 124 x $0.10
+    assert run([*words, "--max-usd", "12.5"]) == 0
+    (found,) = read(files[3], Profiles).profiles
+    assert (found.member, found.accelerator) == ("dear", "API")
+    assert [(t.batch_size, t.runs) for t in found.timings] == [(n, 3) for n in (1, 2, 4, 8, 16)]
