@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from coe.placement.gears import BACK
 from coe.placement.standing import carried_per_s, gears_on, joined
 from coe.placement.together import together
 from coe.simulator.served import serve
-from coe.types import Cascade, Gears, Tier
+from coe.types import Audits, Cascade, Gears, Tier
 from tests import factories
 from tests import gears_case as case
 
@@ -113,6 +114,14 @@ def test_the_verb_writes_gears_that_build_takes(tmp_path: Path, capsys: pytest.C
     head = Path(places["serve"]).read_text().split("proxy_location")[0]
     assert "fast: up to" in head
 
+    audits, profiles = str(tmp_path / "audits.yaml"), str(tmp_path / "profiles.yaml")
+    files.write(audits, Audits(share=0.1, usd_per_hour=1.0, alarm_above=0.2))
+    files.write(profiles, factories.profiles())
+    simulated = ["simulate", places["plan"], "--predictions", predictions, "--profiles", profiles]
+    ran = [*simulated, "--gears", places["gears"], "--deployed", "--rate", "80", "--duration", "10"]
+    assert command([*ran, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["goodput"] > 0.9
+
     bare = [
         found.gears[0],
         found.gears[1].model_copy(
@@ -138,6 +147,8 @@ def test_the_verb_writes_gears_that_build_takes(tmp_path: Path, capsys: pytest.C
         (["gears", places["plan"], "--cascade", places["fast"], "-o", places["other"]], "--predictions: is needed"),
         ([*made[:2], places["plan"], *made[2:], "-o", places["other"]], "goes with one plan"),
         (["report", "--plan", places["gears"], "--ledger", str(tmp_path)], "holds no ledger of these gears"),
+        (["build", places["gears"], "--audits", audits, "-o", places["other"]], "--audits: are made of one plan"),
+        ([*simulated, "--deployed"], "--deployed: is how gears are served"),
     ):
         assert command(arguments_) == 2
         assert message in capsys.readouterr().err
