@@ -16,7 +16,8 @@ from coe.cli.hosted import DEFAULT_REQUESTS, MaxUsd, Requests, Spending, Yes, ti
 from coe.cli.offline import PricesFile, check_sources
 from coe.errors import GateExceeded, InvalidInput, Problem
 from coe.records import Bench
-from coe.types import Access, Audits, BearerTokens, Plan, Pool, Profile, Profiles, Scaling, Workload
+from coe.table import PredictionTable
+from coe.types import Access, Audits, BearerTokens, Gears, Plan, Pool, Profile, Profiles, Scaling, Workload
 
 if TYPE_CHECKING:
     from coe.report.summarise import Report
@@ -128,7 +129,7 @@ def _file_or_folder(path: Path) -> Path:
 
 
 def build(
-    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.yaml")],
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.yaml, or gears.yaml")],
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Check the certificate against them.")
     ] = None,
@@ -142,6 +143,12 @@ def build(
     live: Annotated[
         Path | None,
         typer.Option("--live", help="The deployed serve.yaml: change its plan without a restart, by `serve deploy`."),
+    ] = None,
+    pin: Annotated[
+        str | None,
+        typer.Option(
+            "--pin", metavar="GEAR", help="With --live of gears: stay in this one; without it follow the load."
+        ),
     ] = None,
     scaling: Annotated[
         Path | None,
@@ -187,6 +194,8 @@ def build(
       coe build plan.yaml --predictions predictions.npz --ledger ledger -o serve.yaml
       coe build plan.yaml --access access.yaml -o serve.yaml
       coe build tighter.yaml --live serve.yaml -o serve.yaml
+      coe build gears.yaml --ledger ledger -o serve.yaml                    plans by load, changed while it serves
+      coe build gears.yaml --live serve.yaml --pin accurate -o serve.yaml   stay in one gear; without --pin follow the load
       coe build plan.yaml --access access.yaml --scaling scaling.yaml -o serve.yaml
       coe build plan.yaml --predictions predictions.npz --audits audits.yaml -o serve.yaml
       coe build plan.yaml --predictions predictions.npz --ledger /home/ray/ledger -o deploy
@@ -194,16 +203,26 @@ def build(
     """
     from coe.cascade.certify import verify_certificate
     from coe.fleet.groups import LOOPBACK, listens_on
-    from coe.serving.build import header, serve_config, setup_here, write_folder
+    from coe.serving.build import gears_header, header, serve_config, setup_here, write_folder
 
-    plan = files.read(plan_file, Plan)
+    plan, gears = _plan_or_gears(plan_file)
     table = None if predictions is None else files.read_predictions(predictions)
     if uncertified:
         say("building WITHOUT checking the certificate: no accuracy is promised")
     else:
-        verify_certificate(plan.cascade, table)
+        if gears is None:
+            verify_certificate(plan.cascade, table)
+        else:
+            _verify_gears(gears, table, str(plan_file))
         if table is not None:
             check_sources(plan.pool, table, Path(plan.python_path or "."), str(predictions))
+    if pin is not None and (live is None or gears is None):
+        raise InvalidInput(
+            Problem("--pin", "names a gear of a deployed file", pin, "give gears.yaml and --live serve.yaml")
+        )
+    if live is not None and gears is not None:
+        _write_pin(plan, gears, pin, live, out)
+        return
     if live is not None:
         if scaling is not None:
             remedy = "deploy the scaling first, with a serve.yaml that is built without --live"
@@ -224,23 +243,75 @@ def build(
         access=None if access is None else _read_access(access, is_elsewhere=folder is not None),
         scaling=None if scaling is None else _read_scaling(scaling, plan),
         audits=None if audits is None else _read_audits(audits, plan, table),
+        gears=gears,
         host=address,
         port=port,
         grpc_port=grpc_port,
     )
     what = f"{len(plan.placements)} deployments and the router"
+    if gears is not None:
+        _tell_gears(gears, plan)
+        what += f", {len(gears.gears)} gears"
     if folder is None:
-        comment = "".join(f"# {line}\n" for line in header(plan).splitlines())
+        told = header(plan) if gears is None else gears_header(plan, gears)
+        comment = "".join(f"# {line}\n" for line in told.splitlines())
         files.write_text(out, comment + files.to_yaml(config))
         wrote(out, f"{what}; run it with: serve run {out}")
         return
     setup = setup_here(image=image, machine_image=machine_image, zone=zone, project=project)
-    for note in write_folder(plan, config, folder, setup):
+    for note in write_folder(plan, config, folder, setup, gears):
         say(note)
     wrote(
         folder,
         f"{what}: {', '.join(sorted(p.name for p in folder.glob('*.yaml')))}; how to use each is said at its top",
     )
+
+
+def _plan_or_gears(path: Path) -> tuple[Plan, Gears | None]:
+    """What the file holds: a plan, or the deployment of its gears and each of them as it is served there."""
+    from coe.placement.together import together
+
+    found = files.read_any(path)
+    if not isinstance(found, Gears):
+        return files.read(path, Plan), None
+    deployment = together(found, str(path))
+    return deployment.plan, deployment.gears
+
+
+def _verify_gears(gears: Gears, table: PredictionTable | None, where: str) -> None:
+    """Every gear must have a certificate of its own that holds; all that have none are named."""
+    from coe.cascade.certify import verify_certificate
+
+    problems = []
+    for number, (gear, name) in enumerate(zip(gears.gears, gears.names, strict=True)):
+        try:
+            verify_certificate(gear.plan.cascade, table)
+        except InvalidInput as error:
+            at = f"{where}: gears[{number}] '{name}'"
+            problems += [Problem(f"{at}: {p.where}", p.rule, p.found, p.remedy) for p in error.problems]
+    if problems:
+        raise InvalidInput(problems)
+
+
+def _tell_gears(gears: Gears, plan: Plan) -> None:
+    """What every gear is for and promises, and what all of them cost together."""
+    from coe.report.quality import claim_in_words
+
+    for gear in gears.gears:
+        say(f"{gear.name}: up to {gear.up_to_per_s:g}/s; {claim_in_words(gear.plan)}")
+    nodes = ", ".join(f"{n.count} {n.node_type}" for n in plan.nodes)
+    say(f"all gears stand together on {nodes}: ${plan.cost.usd_per_hour_allocation:.3f} per hour, whichever serves")
+
+
+def _write_pin(plan: Plan, gears: Gears, pin: str | None, deployed: Path, out: Path) -> None:
+    """The deployed file of gears, whose router stays in one of them or follows the load."""
+    from coe.serving.build import gears_header, pinned_config
+
+    config = pinned_config(gears, pin, files.yaml_mapping(deployed))
+    comment = "".join(f"# {line}\n" for line in gears_header(plan, gears).splitlines())
+    files.write_text(out, comment + files.to_yaml(config))
+    how = "follows the load" if pin is None else f"stays in {pin}"
+    wrote(out, f"the router of {deployed} {how}; go over to it with: serve deploy {out}")
 
 
 def _write_live(plan: Plan, deployed: Path, out: Path) -> None:
@@ -338,7 +409,7 @@ def bench(
 
 
 def report(
-    plan: Annotated[Path, typer.Option("--plan", help="plan.yaml that was served")],
+    plan: Annotated[Path, typer.Option("--plan", help="plan.yaml that was served, or gears.yaml")],
     ledger: Annotated[Path, typer.Option("--ledger", help="A ledger file, or the folder of them.")],
     bench: Annotated[
         Path | None, typer.Option("--bench", help="bench.json: restrict to this run, use its labels.")
@@ -358,11 +429,15 @@ def report(
     Example:
       coe report --plan plan.yaml --ledger ledger --bench bench.json --predictions predictions.npz
       coe report --plan plan.yaml --ledger ledger --format html -o report.html
+      coe report --plan gears.yaml --ledger ledger --bench bench.json
     """
     from coe.ledger import read_ledger
     from coe.report.summarise import summarise
 
-    planned = files.read(plan, Plan)
+    planned, gears = _plan_or_gears(plan)
+    if gears is not None:
+        _report_gears(gears, ledger, bench, predictions, form, gate, out)
+        return
     written = read_ledger(ledger, planned.fingerprint())
     if written.plan_fingerprint != planned.fingerprint():
         rule = f"is the ledger of another plan than {plan}"
@@ -381,6 +456,45 @@ def report(
     else:
         files.write_text(out, text)
         wrote(out, f"report on {result.served.answered} answers")
+    if gate and result.missed:
+        raise GateExceeded(result.missed)
+
+
+def _report_gears(
+    gears: Gears, ledger: Path, bench: Path | None, predictions: Path | None, form: Format, gate: bool, out: Path | None
+) -> None:
+    """How long each gear was in service, what it promised, what came of it, and the bill of all."""
+    from coe.ledger import plans_in, read_ledger
+    from coe.report.geared import as_markdown, as_text, summarise_gears
+
+    if form is Format.html:
+        remedy = "use text, markdown or json; the live page draws one gear"
+        raise InvalidInput(Problem("--format", "is not made of gears", "html", remedy))
+    prints = {name: g.plan.fingerprint() for name, g in zip(gears.names, gears.gears, strict=True)}
+    there = plans_in(ledger)
+    written = {
+        name: read_ledger(ledger, print_, comes_and_goes=True) for name, print_ in prints.items() if print_ in there
+    }
+    if not written:
+        remedy = "give the gears that were served, and the folder that `coe build --ledger` named"
+        raise InvalidInput(Problem(str(ledger), "holds no ledger of these gears", remedy=remedy))
+    result = summarise_gears(
+        gears,
+        {name: found.records for name, found in written.items()},
+        bench=None if bench is None else files.read(bench, Bench),
+        table=None if predictions is None else files.read_predictions(predictions),
+        unaccounted=sum(found.unaccounted for found in written.values()),
+        ledger_notes=[note for found in written.values() for note in found.notes],
+    )
+    if form is Format.json:
+        text = result.model_dump_json(indent=1) + "\n"
+    else:
+        text = as_markdown(result) if form is Format.markdown else as_text(result)
+    if out is None:
+        print(text, end="")
+    else:
+        files.write_text(out, text)
+        wrote(out, f"report on {result.answered} answers of {len(written)} gears")
     if gate and result.missed:
         raise GateExceeded(result.missed)
 

@@ -15,6 +15,7 @@ import typer
 import coe
 from coe.cli import (
     cluster,
+    gearing,
     importing,
     live,
     offline,
@@ -73,6 +74,7 @@ for verb in (
     planning.plan,
     planning.explain,
     planning.diff,
+    gearing.gears,
     simulating.simulate,
     live.build,
     rehearsing.rehearse,

@@ -83,8 +83,16 @@ def simulate(
         typer.Option("--scenario", help="scenario.yaml: failures, preemption, start-up, billing, deadlines, scaling."),
     ] = None,
     gears: Annotated[
-        Path | None, typer.Option("--gears", help="gears.yaml of `coe plan --rates`, followed live.")
+        Path | None,
+        typer.Option("--gears", help="gears.yaml, followed live; each gear's machines are rented as it comes."),
     ] = None,
+    deployed: Annotated[
+        bool,
+        typer.Option(
+            "--deployed",
+            help="With --gears: the machines of all gears stand all the while, as `coe build` deploys them.",
+        ),
+    ] = False,
     engine: Annotated[
         EngineName,
         typer.Option(
@@ -115,6 +123,7 @@ def simulate(
       coe simulate plan.yaml --predictions predictions.npz --profiles profiles.yaml --rate 500 --ledger simulated.jsonl
       coe simulate plan.yaml --predictions predictions.npz --profiles profiles.yaml --trace trace.csv.gz --scale 10
       coe simulate plan.yaml --predictions predictions.npz --profiles profiles.yaml --scenario spot.yaml
+      coe simulate plan.yaml --predictions predictions.npz --profiles profiles.yaml --gears gears.yaml --deployed
     """
     from coe.simulator.verify import verdict
 
@@ -128,12 +137,15 @@ def simulate(
     table = files.read_predictions(predictions)
     _tell_of_other_inputs(plan, [profiles, predictions])
     table = table.split(split)
+    if deployed and gears is None:
+        raise InvalidInput(Problem("--deployed", "is how gears are served", remedy="give --gears"))
     world = _World(
         plan,
         known,
         table,
         None if scenario is None else files.read(scenario, Scenario),
         None if gears is None else files.read(gears, Gears),
+        deployed,
         engine,
         warm_up,
     )
@@ -174,6 +186,7 @@ class _World:
     table: PredictionTable
     scenario: Scenario | None
     gears: Gears | None
+    deployed: bool
     engine: EngineName
     warm_up_s: float
 
@@ -233,6 +246,7 @@ def _run(job: _Job) -> _Done:
         w.scenario,
         item=job.item,
         gears=w.gears,
+        deployed=w.deployed,
         seed=job.seed,
         warm_up_s=w.warm_up_s,
     )

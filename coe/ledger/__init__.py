@@ -6,7 +6,17 @@ begins and what is kept, `reading` what one or several ledgers say and what is m
 
 from coe.ledger.limits import LedgerLimits
 from coe.ledger.lines import VERSION, encoded
-from coe.ledger.reading import LedgerFile, read_ledger
+from coe.ledger.reading import LedgerFile, plans_in, read_ledger
 from coe.ledger.writing import Ledger, LedgerState, write_ledger
 
-__all__ = ["VERSION", "Ledger", "LedgerFile", "LedgerLimits", "LedgerState", "encoded", "read_ledger", "write_ledger"]
+__all__ = [
+    "VERSION",
+    "Ledger",
+    "LedgerFile",
+    "LedgerLimits",
+    "LedgerState",
+    "encoded",
+    "plans_in",
+    "read_ledger",
+    "write_ledger",
+]

@@ -6,6 +6,7 @@ A killed writer can tear its last line and nothing else, so a reader forgives ex
 
 from __future__ import annotations
 
+import gzip
 import json
 import zlib
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from coe.errors import InvalidInput, Problem, WrongKind
 from coe.ledger.lines import READABLE, Deleted, End, Lost, number_in, understood
 from coe.ledger.part import PATTERNS, ledger_of, part_path
+from coe.ledger.routers import node_time_once
 from coe.records import NodeSpan, Record
 
 END = '["E"'
@@ -63,9 +65,14 @@ class _Part:
     deleted: tuple[Deleted, ...]
 
 
-def read_ledger(path: str | Path, plan_fingerprint: str | None = None) -> LedgerFile:
+def read_ledger(path: str | Path, plan_fingerprint: str | None = None, *, comes_and_goes: bool = False) -> LedgerFile:
     """The ledger at `path`, or all ledgers (`*.jsonl`, `*.jsonl.gz`) of that folder: those of one plan where it is named;
     else all must be of one. The files of each ledger are read in the order in which they were written.
+
+    Node time that several ledgers tell of is there once: each router writes that of the whole service.
+
+    comes_and_goes: the plan is a gear, so that time without node time is another gear's and no hole; each router's node time is
+    there, which says how long it was in the gear.
 
     Raises `InvalidInput` for anything malformed but a torn last line, and where no ledger is of the plan.
     """
@@ -88,7 +95,9 @@ def read_ledger(path: str | Path, plan_fingerprint: str | None = None) -> Ledger
     for part in parts:
         ledgers.setdefault(ledger_of(part.path), []).append(part)
     read = [
-        _joined(name, sorted(own, key=lambda p: p.number), deleted, is_alone=path.is_file())
+        _joined(
+            name, sorted(own, key=lambda p: p.number), deleted, is_alone=path.is_file(), has_holes=not comes_and_goes
+        )
         for name, own in sorted(ledgers.items())
     ]
     open_ones = sum(own.is_open for own in read)
@@ -98,13 +107,33 @@ def read_ledger(path: str | Path, plan_fingerprint: str | None = None) -> Ledger
         notes.append(
             f"{which} not closed: the router runs, or was killed and what it recorded in its last {FLUSH_S:g} s is lost."
         )
+    records = tuple(record for own in read for record in own.records)
+    if len(read) > 1 and not comes_and_goes:
+        spans = [[r for r in own.records if isinstance(r, NodeSpan)] for own in read]
+        records = (*node_time_once(spans), *(r for r in records if not isinstance(r, NodeSpan)))
     return LedgerFile(
         plans[0],
-        tuple(record for own in read for record in own.records),
+        records,
         sum(own.torn_lines for own in read),
         sum(own.missing_records for own in read),
         tuple(notes),
     )
+
+
+def plans_in(path: str | Path) -> frozenset[str]:
+    """Fingerprints of the plans whose ledgers lie at `path`, a file or a folder, by their first lines."""
+    path = Path(path)
+    found = set()
+    for file in sorted(p for pattern in PATTERNS for p in path.glob(pattern)) if path.is_dir() else [path]:
+        try:
+            with gzip.open(file, "rt") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+                line = lines.readline()
+        except (OSError, EOFError):
+            continue  # `read_ledger` says what is wrong with it
+        header = _parsed(file, 1, line) if line.endswith("\n") else None
+        if isinstance(header, dict):
+            found.add(str(header.get("plan")))
+    return frozenset(found)
 
 
 @dataclass(frozen=True)
@@ -118,8 +147,9 @@ class _Joined:
     is_open: bool
 
 
-def _joined(name: str, parts: Sequence[_Part], deleted: Iterable[str], *, is_alone: bool) -> _Joined:
-    """`parts` in their order.   deleted: names of files that were deleted on purpose.   is_alone: one file was asked for."""
+def _joined(name: str, parts: Sequence[_Part], deleted: Iterable[str], *, is_alone: bool, has_holes: bool) -> _Joined:
+    """`parts` in their order.   deleted: names of files that were deleted on purpose.   is_alone: one file was asked for.
+    has_holes: time without node time is worth a note."""
     records = tuple(record for part in parts for record in part.records)
     lost = [line for part in parts for line in part.lost]
     notes = [
@@ -128,7 +158,7 @@ def _joined(name: str, parts: Sequence[_Part], deleted: Iterable[str], *, is_alo
         for line in lost
     ]
     missing, told = _between(name, parts, set(deleted), is_alone=is_alone)
-    holes = _holes(records)
+    holes = _holes(records) if has_holes else []
     told += [
         f"{name}: no node time is recorded from {_time(start_s)} to {_time(end_s)} ({end_s - start_s:,.0f} s)."
         for start_s, end_s in holes[:HOLES_NAMED]

@@ -6,8 +6,10 @@ the state (for metrics) and, as soon as it can be written again, the ledger say.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -120,6 +122,13 @@ class Ledger:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._writing = self._thread.submit(self._write)
+
+    def stay_young(self) -> None:
+        """Keep the file from looking old, and being deleted, while nothing is written to it."""
+        part = self._part
+        if part is not None:
+            with contextlib.suppress(OSError):
+                os.utime(part.path)
 
     def close(self) -> None:
         """Write what can be written, say that this is the end, and close."""

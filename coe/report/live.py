@@ -16,6 +16,7 @@ from coe.errors import InvalidInput, Problem
 from coe.report import words
 from coe.report.audits import Audited
 from coe.report.bill import bill_of
+from coe.report.live_gears import LiveGears
 from coe.report.nouns import Basis, Latency, Report, Served, Window
 from coe.report.queries import CURVE_POINTS
 from coe.report.running import HOUR_S, MINUTE_S, Running, Tally
@@ -129,6 +130,8 @@ class LiveView(Noun):
     waiting: tuple[Count, ...]
     """Queries in each tier's queue."""
     audits: Audited | None = None
+    gears: LiveGears | None = None
+    """None where the service has one gear only."""
     certificate: str
     alarms: tuple[str, ...] = ()
     """What an operator should look into, in words."""
@@ -145,6 +148,7 @@ def live_view(
     router: str = "",
     waiting: Sequence[int] = (),
     audits: Audited | None = None,
+    gears: LiveGears | None = None,
     certificate: str = "",
 ) -> LiveView:
     """The view at `now_s`. waiting: queries in each tier's queue.   audits: others than those that were counted."""
@@ -170,6 +174,7 @@ def live_view(
         windows=windows,
         waiting=tuple(waiting) or (0,) * len(plan.cascade.tiers),
         audits=audits or audits_so_far(running, everything.calls),
+        gears=gears,
         certificate=certificate,
     )
     return view.model_copy(update={"alarms": tuple(_alarms(plan, view))})
@@ -181,7 +186,7 @@ def audits_so_far(running: Running, calls: Iterable[LiveCalls]) -> Audited | Non
 
 
 def _window(running: Running, name: WindowName, now_s: float, since_s: float, tally: Tally) -> LiveWindow:
-    seconds = max(0.0, now_s - since_s)
+    seconds = max(0.0, now_s - since_s - running.presence.absent_s(since_s, now_s))
     answers, requests = tally.answers, tally.answers + tally.failed
     times = tally.response_times()
     calls = tuple(_calls(running, tally))
@@ -335,7 +340,8 @@ def report_so_far(running: Running, notes: Sequence[str] = ()) -> Report:
         raise InvalidInput(
             Problem("report", f"needs the answers of all {plan.router.replicas} routers of the service", remedy=remedy)
         )
-    window = Window(start_s=running.started_s, end_s=running.end_s, source="ledger")
+    absent_s = running.presence.absent_s(running.started_s, running.end_s)
+    window = Window(start_s=running.started_s, end_s=running.end_s, source="ledger", absent_s=absent_s)
     if window.seconds <= 0:
         raise InvalidInput(Problem("report", "needs a record at least, and nothing has happened so far"))
     served = Served(

@@ -24,11 +24,13 @@ class Window(Noun):
     end_s: float
     source: Literal["bench", "ledger"]
     """Whether a client's run or the extent of the ledger sets it."""
+    absent_s: NotNegative = 0.0
+    """Part of it in which another gear was in service; it counts for nothing here."""
 
     @property
     def seconds(self) -> float:
-        """Its length."""
-        return self.end_s - self.start_s
+        """Its length, without what is absent."""
+        return max(0.0, self.end_s - self.start_s - self.absent_s)
 
     @property
     def hours(self) -> float:

@@ -14,6 +14,7 @@ from coe.errors import InvalidInput, Problem
 from coe.records import Answer, BatchRun, NodeSpan, Record
 from coe.report.audits import AuditSums
 from coe.report.bill import CallTotals, Key, Rented, routers_on
+from coe.report.presence import Presence
 from coe.report.sketch import Sketch
 from coe.types import MISSING_VOTE, Plan
 
@@ -147,6 +148,11 @@ class _NodeTime:
         self._reached_s = max(self._reached_s, span.end_s)
         self.count, self.usd_per_hour = span.count, span.usd_per_hour
 
+    def skip(self, left_s: float, came_s: float) -> None:
+        """Another plan's meter counted the nodes in between."""
+        self._gap_s += max(0.0, left_s - self._reached_s)
+        self._reached_s = max(self._reached_s, came_s)
+
     def rented(self, end_s: float) -> Rented:
         """Node time up to `end_s`; what no span covers counts as planned."""
         gap_s = self._gap_s + max(0.0, end_s - self._reached_s)
@@ -169,6 +175,7 @@ class Running:
         self._tier_of = {m: t for t, tier in enumerate(plan.cascade.tiers) for m in tier.members}
         self._end_s = started_s
         self.audits = AuditSums(plan.cascade)
+        self.presence = Presence(started_s)
         self.bounds_s: Sequence[float] = tuple(sorted({*BOUNDS_S, plan.workload.latency_s}))
         self._histogram = [0] * (len(self.bounds_s) + 1)
         self.latency_sum_s = self.latency_max_s = 0.0
@@ -242,8 +249,22 @@ class Running:
             cumulated.append((bound, so_far))
         return cumulated
 
+    def leave(self, at_s: float) -> None:
+        """Another plan is in service from now on: what is rented is for its account."""
+        self.presence.leave(at_s)
+
+    def enter(self, at_s: float) -> None:
+        """This plan is in service again."""
+        if (left_s := self.presence.left_s) is None:
+            return
+        for time in self._nodes.values():
+            time.skip(left_s, at_s)
+        self.presence.enter(at_s)
+
     def rented(self, end_s: float) -> dict[str, Rented]:
-        """Node time by node type, from the start to `end_s`."""
+        """Node time by node type, from the start to `end_s`, while this plan was in service."""
+        if (left_s := self.presence.left_s) is not None:
+            end_s = min(end_s, left_s)
         return {node_type: time.rented(end_s) for node_type, time in self._nodes.items()}
 
     def usd_per_hour_now(self) -> float:

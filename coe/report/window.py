@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from coe.errors import InvalidInput, Problem
 from coe.records import Answer, Audit, Auditing, BatchRun, Bench, NodeSpan, Record
@@ -84,6 +85,27 @@ def clip(records: Iterable[Record], window: Window) -> Clipped:
         elif inside_s == 0 and start_s == end_s:
             runs.append(PartOfRun(record, 1.0))
     return Clipped(tuple(spans), tuple(runs), tuple(answers), tuple(audits))
+
+
+def disjoint(spans: Iterable[NodeSpan]) -> tuple[NodeSpan, ...]:
+    """Spans of one node type without overlaps: where several routers tell of the same nodes at once, the largest count holds."""
+    ordered = sorted(spans, key=lambda s: s.start_s)
+    if all(later.start_s >= earlier.end_s for earlier, later in pairwise(ordered)):
+        return tuple(ordered)
+    found: list[NodeSpan] = []
+    edges = sorted({edge for s in ordered for edge in (s.start_s, s.end_s)})
+    present: list[NodeSpan] = []
+    coming = iter([*ordered, None])
+    following = next(coming)
+    for start_s, end_s in pairwise(edges):
+        while following is not None and following.start_s <= start_s:
+            present.append(following)
+            following = next(coming)
+        present = [s for s in present if s.end_s > start_s]
+        if present:
+            most = max(present, key=lambda s: s.count)
+            found.append(NodeSpan(most.node_type, most.count, most.usd_per_hour, start_s, end_s))
+    return tuple(found)
 
 
 def uncovered_s(spans: Iterable[NodeSpan], window: Window) -> float:

@@ -15,7 +15,7 @@ from coe.serving.member import HostedReplica, MemberReplica
 from coe.serving.router import Router
 from coe.serving.scaling_policy import ROUTER, member_options, router_options
 from coe.serving.telemetry import Tracing
-from coe.types import Access, Audits, Placement, Plan, Scaling
+from coe.types import Access, Audits, Gears, Placement, Plan, Scaling
 
 MEMBER_QUEUE = 8
 """Batches that may wait at one replica; the router sends two."""
@@ -43,6 +43,8 @@ class CascadeArgs(BaseModel):
     """How members' replicas follow the load; None keeps those of the plan."""
     audits: Audits | None = None
     """How many early answers the last tier sees, too; None for none."""
+    gears: Gears | None = None
+    """Plans that the router changes between with the load; `plan` is then the deployment of all of them."""
 
 
 def build(args: CascadeArgs) -> Application:
@@ -60,7 +62,7 @@ def build(args: CascadeArgs) -> Application:
         ray_actor_options=replica_options(plan.offer(plan.router.node_type), 1.0),
     )
     return router.bind(
-        plan, args.ledger_dir, handles, args.access, args.scaling, args.ledger, args.tracing, args.audits
+        plan, args.ledger_dir, handles, args.access, args.scaling, args.ledger, args.tracing, args.audits, args.gears
     )
 
 

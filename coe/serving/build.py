@@ -23,13 +23,15 @@ from coe.fleet.folder import MARK, NAMES, cluster_files, comment, first_line
 from coe.fleet.groups import gate_files, gates
 from coe.fleet.labels import NODE_TYPE_LABEL, SERVE_ENV, replica_options
 from coe.fleet.setup import Setup
+from coe.placement.together import as_served
 from coe.prices.catalog import provenance
+from coe.report.quality import claim_in_words
 from coe.router.audits import Auditor
 from coe.router.changing import changeable
 from coe.serving.ray_service_schema import check_ray_service
 from coe.serving.scaling_policy import ROUTER, application_policy
 from coe.serving.v2_messages import SERVICER
-from coe.types import Access, Audits, Plan, Scaling
+from coe.types import Access, Audits, Gears, Plan, Scaling
 
 IMPORT_PATH = "deployments.app:build"
 APPLICATION = "coe"
@@ -42,23 +44,28 @@ def serve_config(
     access: Access | None = None,
     scaling: Scaling | None = None,
     audits: Audits | None = None,
+    gears: Gears | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     grpc_port: int | None = None,
 ) -> dict[str, Any]:
     """What `serve run` deploys. It carries the whole plan, so it needs no file beside it but weights and ledger folder.
 
-    grpc_port: where it also listens for gRPC; None for nowhere.
+    gears: as `coe.placement.together` has them served by `plan`.   grpc_port: where it also listens for gRPC; None for nowhere.
 
     Raises `InvalidInput` for hosted models without a price in the plan, for node types that cannot be labels, for two
     ports that are one, and for audits that cannot be of this plan.
     """
+    if audits is not None and gears is not None:
+        remedy = "build the plan whose answers are to be audited, or gears without audits"
+        raise InvalidInput(Problem("--audits", "are made of one plan, and gears are several", remedy=remedy))
     if audits is not None:
         Auditor(audits, plan, np.random.default_rng(0), 0.0)  # refuses what the router would refuse
     if grpc_port == port:
         rule, remedy = "must be another port than that of HTTP", "choose another --grpc-port"
         raise InvalidInput(Problem("--grpc-port", rule, str(grpc_port), remedy))
-    timeout_s = max(10.0, 10 * plan.workload.latency_s)
+    latency_s = max(p.workload.latency_s for p in (plan, *(() if gears is None else (g.plan for g in gears.gears))))
+    timeout_s = max(10.0, 10 * latency_s)
     for placement in plan.placements:
         if placement.api is not None:
             plan.api(placement.api)  # refuses what could not be billed
@@ -81,6 +88,7 @@ def serve_config(
                     **({} if access is None else {"access": access.model_dump(mode="json", exclude_none=True)}),
                     **({} if scaling is None else {"scaling": scaling.model_dump(mode="json")}),
                     **({} if audits is None else {"audits": audits.model_dump(mode="json", exclude_none=True)}),
+                    **({} if gears is None else {"gears": gears.model_dump(mode="json", exclude_none=True)}),
                 },
             }
         ],
@@ -103,24 +111,66 @@ def grpc_options(port: int, timeout_s: float) -> dict[str, Any]:
 
 
 def live_config(plan: Plan, deployed: dict[str, Any]) -> dict[str, Any]:
-    """A deployed `serve.yaml` with another plan for its router to go over to without a restart, for `serve deploy`.
+    """A deployed `serve.yaml` with another plan for its router to go over to without a restart, for `serve deploy`. Where it has
+    gears the plan is pinned: it is served whatever the load is, by the replicas that stand.
 
     Raises `InvalidInput` where that is no such file, and for a plan that needs other deployments.
     """
-    try:
-        (application,) = deployed["applications"]
-        served = Plan.model_validate(application["args"]["plan"])
-    except (KeyError, TypeError, ValueError) as error:
-        rule, remedy = "must be a serve.yaml that `coe build` wrote", "give the file that was deployed"
-        raise InvalidInput(Problem("--live", rule, f"{type(error).__name__}: {error}"[:200], remedy)) from None
+    served, gears = _deployed(deployed)
+    if gears is not None:
+        plan = as_served(plan, served, plan.name)
     if reasons := changeable(plan, served):
         remedy = "deploy a serve.yaml that `coe build` writes without --live: members restart one after the other"
         raise InvalidInput(Problem("--live", f"this plan cannot be served live: {'; '.join(reasons)}", remedy=remedy))
-    router = {"name": ROUTER, "user_config": {"plan": plan.model_dump(mode="json", exclude_none=True)}}
-    config = {**deployed, "applications": [{**application, "deployments": [router]}]}
+    return _with_user_config(deployed, {"plan": plan.model_dump(mode="json", exclude_none=True)})
+
+
+def pinned_config(gears: Gears, gear: str | None, deployed: dict[str, Any]) -> dict[str, Any]:
+    """A deployed `serve.yaml` of these gears whose router stays in one of them, or follows the load (None), for `serve deploy`.
+
+    Raises `InvalidInput` where that is no such file, and for a gear that it does not have.
+    """
+    _, there = _deployed(deployed)
+    if there is None or there.fingerprint() != gears.fingerprint():
+        remedy = "deploy a serve.yaml that `coe build` writes of them without --live"
+        raise InvalidInput(Problem("--live", "must be a serve.yaml of the same gears", remedy=remedy))
+    if gear is not None and gear not in gears.names:
+        known = f"there are: {', '.join(gears.names)}"
+        raise InvalidInput(Problem("--pin", "must be a gear of the deployed file", gear, known))
+    return _with_user_config(deployed, None if gear is None else {"gear": gear})
+
+
+def _deployed(config: dict[str, Any]) -> tuple[Plan, Gears | None]:
+    """The plan and gears of a file that `coe build` wrote; `InvalidInput` where it is none."""
+    try:
+        (application,) = config["applications"]
+        args = application["args"]
+        gears = args.get("gears")
+        return Plan.model_validate(args["plan"]), None if gears is None else Gears.model_validate(gears)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        rule, remedy = "must be a serve.yaml that `coe build` wrote", "give the file that was deployed"
+        raise InvalidInput(Problem("--live", rule, f"{type(error).__name__}: {error}"[:200], remedy)) from None
+
+
+def _with_user_config(deployed: dict[str, Any], user_config: dict[str, Any] | None) -> dict[str, Any]:
+    """The deployed file with another `user_config` of its router, or with none."""
+    application = {key: value for key, value in deployed["applications"][0].items() if key != "deployments"}
+    if user_config is not None:
+        application["deployments"] = [{"name": ROUTER, "user_config": user_config}]
+    config = {**deployed, "applications": [application]}
     _check_keys(config, ServeDeploySchema, "serve.yaml")
     ServeDeploySchema.model_validate(config)
     return config
+
+
+def gears_header(plan: Plan, gears: Gears) -> str:
+    """Comment lines for the top of the `serve.yaml` of gears: what each is for and promises."""
+    bands = "\n".join(
+        f"  {g.name}: up to {g.up_to_per_s:g}/s, back below {g.back_below_per_s:g}/s. {claim_in_words(g.plan)}"
+        for g in gears.gears
+    )
+    rules = f"loads are means over {gears.look_back_s:g} s; down no sooner than {gears.dwell_s:g} s after a change"
+    return f"{len(gears.gears)} gears, {rules}:\n{bands}\n{header(plan)}"
 
 
 def header(plan: Plan) -> str:
@@ -157,8 +207,11 @@ def setup_here(
     )
 
 
-def write_folder(plan: Plan, config: dict[str, Any], folder: Path, setup: Setup) -> tuple[str, ...]:
-    """Write `serve.yaml` (of `config`), the cluster files and the gate files of a plan to `folder`, which is made if need be.
+def write_folder(
+    plan: Plan, config: dict[str, Any], folder: Path, setup: Setup, gears: Gears | None = None
+) -> tuple[str, ...]:
+    """Write `serve.yaml` (of `config`), the cluster files and the gate files of a plan, or of the gears that it is the deployment
+    of, to `folder`, which is made if need be.
 
     Returns what the reader should know. Files of an earlier plan that this one does not have are removed if we wrote them.
     Raises `InvalidInput` for a plan that no cluster file can express and for gates that are missing, and `Stale` for
@@ -166,11 +219,13 @@ def write_folder(plan: Plan, config: dict[str, Any], folder: Path, setup: Setup)
     """
     found = cluster_files(plan, config, setup)
     gate_files_here = gate_paths(plan)
+    for gear in () if gears is None else gears.gears:
+        gate_files_here |= gate_paths(gear.plan)
     if found.launcher is not None:
         check_launcher(found.launcher)
     if found.service is not None:
         check_ray_service(found.service)
-    serve = first_line(plan, "the service, for serve run and serve deploy") + comment(*header(plan).splitlines())
+    serve = first_line(plan, "the service, for serve run and serve deploy") + comment(*_top(plan, gears).splitlines())
     texts = {"serve.yaml": serve + to_yaml(config), **found.texts}
     folder.mkdir(exist_ok=True)
     for name, text in texts.items():
@@ -188,6 +243,10 @@ def write_folder(plan: Plan, config: dict[str, Any], folder: Path, setup: Setup)
         else []
     )
     return (*found.notes, *copied, *(f"removed {folder / name}, which was of another plan" for name in gone))
+
+
+def _top(plan: Plan, gears: Gears | None) -> str:
+    return header(plan) if gears is None else gears_header(plan, gears)
 
 
 def _is_ours(path: Path) -> bool:

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,7 @@ class InService:
         keeping: LedgerLimits | None = None,
         tracing: QueryTracing | None = None,
         audits: Audits | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """call: asks a placement's replicas.   router: how this one is called among several.   followed: deployments whose
         replicas come and go.   keeping: sizes and ages of the ledger's files.   audits: None for none. Raises `InvalidInput`
@@ -63,8 +64,8 @@ class InService:
         self._followed = followed
         self._call = call
         self._failures: dict[str, int] = {}
-        self.watch = Watch(plan, time.time, router, waiting=self._waiting, ledger=lambda: self._meter.ledger)
-        self._meter = Meter(plan, _opened(plan, ledger_dir, keeping), time.time, self.watch.record)
+        self.watch = Watch(plan, clock, router, waiting=self._waiting, ledger=lambda: self._meter.ledger)
+        self._meter = Meter(plan, _opened(plan, ledger_dir, keeping), clock, self.watch.record)
         pairs = [(p.member, p.deployment) for p in plan.placements]
         self.readiness = Readiness(plan.cascade, pairs, time.monotonic)
         self._core = RouterCore(
@@ -76,7 +77,7 @@ class InService:
             batch_bytes=_batch_bytes(),
             far=plan.far,
             call=self._metered,
-            clock=time.time,
+            clock=clock,
             record=self._record if tracing is None else tracing.recording(self._record),
             note_failure=self._note_failure,
             note_answered=self.readiness.answered,
@@ -106,6 +107,16 @@ class InService:
         """As `RouterCore.ask`."""
         self.start()
         return await self._core.ask(items, timeout_s=timeout_s)
+
+    def enter(self, at_s: float) -> None:
+        """Take what comes from now on: the nodes are this plan's to bill."""
+        self._meter.start_spans(at_s)
+        self.watch.running.enter(at_s)
+
+    def leave(self, at_s: float) -> None:
+        """Only end what has come: the nodes are another's to bill from now on. `enter` may follow."""
+        self._meter.stop_spans(at_s)
+        self.watch.running.leave(at_s)
 
     async def retire(self) -> None:
         """Answer what is still here, and close; the nodes are another's to bill from now on."""
@@ -162,6 +173,12 @@ class InService:
         said = self.watch.running.audits.settings
         if self._auditor is not None and said is not None and time.time() - said.at_s >= RESTATED_S:
             self._meter.record(self._auditor.began(time.time(), said.strictness))
+
+
+def hand_over(old: InService, to: InService, at_s: float) -> None:
+    """From this instant on `to` is in service, and the nodes are its to bill."""
+    old.leave(at_s)
+    to.enter(at_s)
 
 
 def _batch_bytes() -> float:

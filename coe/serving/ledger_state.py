@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from coe.ledger import LedgerState
+
+_COUNTS = tuple(f.name for f in fields(LedgerState) if f.name != "says")
 
 
 def ledger_notes(state: LedgerState | None) -> tuple[str, ...]:
@@ -20,6 +23,15 @@ def ledger_notes(state: LedgerState | None) -> tuple[str, ...]:
     if state.lost:
         notes.append(f"{state.lost:,} records are lost to the ledger; the sums here have them, `coe report` will not.")
     return tuple(notes)
+
+
+def together(states: Iterable[LedgerState | None]) -> LedgerState | None:
+    """The sum of several ledgers of one router, those of its gears; None where none is kept."""
+    kept = [state for state in states if state is not None]
+    if not kept:
+        return None
+    sums = {name: sum(getattr(s, name) for s in kept) for name in _COUNTS}
+    return LedgerState(**sums, says=next((s.says for s in kept if s.says), ""))
 
 
 def ledger_exposition(state: LedgerState | None, router: str) -> bytes:

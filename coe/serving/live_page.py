@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -23,13 +23,15 @@ from coe.records import Record
 from coe.report.audits import Audited
 from coe.report.html import render_html
 from coe.report.live import LiveView, live_view, report_so_far
+from coe.report.live_gears import LiveGears
+from coe.report.live_gears import notes as gear_notes
 from coe.report.nouns import Report
 from coe.report.quality import claim_in_words
 from coe.report.running import Running
 from coe.serving import schemas
 from coe.serving.http_api import error_body, refused
-from coe.serving.ledger_state import ledger_exposition, ledger_notes
-from coe.serving.metrics import CONTENT_TYPE, exposition
+from coe.serving.ledger_state import ledger_exposition, ledger_notes, together
+from coe.serving.metrics import CONTENT_TYPE, exposition, exposition_of_gears
 from coe.serving.process_state import process_exposition
 from coe.types import Plan
 
@@ -37,6 +39,16 @@ FRESH_S = 0.5
 """Viewers who come within this time see the same figures, so that many pages cost no more than one."""
 FORMATS = ("json", "html")
 """Of `/report`."""
+
+
+class Gearing(Protocol):
+    """The gears of one router, as far as a watch needs to know them."""
+
+    def view(self) -> LiveGears:
+        """What an operator sees of them."""
+
+    def watches(self) -> Sequence[tuple[str, Watch]]:
+        """Name and watch of every gear that was in service."""
 
 
 class Watch:
@@ -54,6 +66,8 @@ class Watch:
     ) -> None:
         """router: how this one is called among several.   waiting: queries in each tier's queue."""
         self.running = Running(plan, clock())
+        self.gearing: Gearing | None = None
+        """The gears of the router, where it has some."""
         self._clock, self._router, self._waiting, self._audits = clock, router, waiting, audits
         self._ledger = ledger
         self._certificate = claim_in_words(plan)
@@ -71,12 +85,27 @@ class Watch:
 
     def report(self) -> Report:
         """The report of everything so far. Raises `InvalidInput` where there is none; see `report_so_far`."""
-        return report_so_far(self.running, ledger_notes(self._ledger()))
+        result = report_so_far(self.running, ledger_notes(self._ledgers()))
+        if self.gearing is None:
+            return result
+        return result.model_copy(update={"notes": (*gear_notes(self.gearing.view()), *result.notes)})
 
     def metrics(self, tasks: int = 0) -> bytes:
         """What Prometheus reads. tasks: of the event loop."""
         own = process_exposition(tasks, self._router)
-        return exposition(self.running, self._seen()) + ledger_exposition(self._ledger(), self._router) + own
+        return self._plans_exposition() + ledger_exposition(self._ledgers(), self._router) + own
+
+    def _ledgers(self) -> LedgerState | None:
+        """What has become of the records of the plan, or of all gears."""
+        watches = [self] if self.gearing is None else {self, *(w for _, w in self.gearing.watches())}
+        return together(w._ledger() for w in watches)
+
+    def _plans_exposition(self) -> bytes:
+        """The figures of the plan, or of every gear's."""
+        if self.gearing is None:
+            return exposition(self.running, self._seen())
+        others = [(name, w.running, w._seen()) for name, w in self.gearing.watches() if w is not self]
+        return exposition_of_gears((self.running, self._seen()), others, self.gearing.view())
 
     def _seen(self) -> LiveView:
         view = live_view(
@@ -85,9 +114,10 @@ class Watch:
             router=self._router,
             waiting=self._waiting(),
             audits=self._audits(),
+            gears=None if self.gearing is None else self.gearing.view(),
             certificate=self._certificate,
         )
-        return view.model_copy(update={"alarms": (*view.alarms, *ledger_notes(self._ledger()))})
+        return view.model_copy(update={"alarms": (*view.alarms, *ledger_notes(self._ledgers()))})
 
 
 def page() -> tuple[str, str]:

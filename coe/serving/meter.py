@@ -8,6 +8,7 @@ from coe.ledger import Ledger, LedgerState
 from coe.records import NodeSpan, Record
 from coe.types import Plan
 
+REST_S = 3600.0
 SPAN_S = 10.0
 """Without traffic a span of node time is written this often; with traffic, at every flush."""
 
@@ -32,7 +33,7 @@ class Meter:
         self._observe = observe
         self._is_new = False
         self._counts_nodes = True
-        self._span_start_s = clock()
+        self._span_start_s = self._rested_s = clock()
         self._seen: dict[str, set[str]] = {}
         self.node_type_of: Mapping[str, str] = {p.deployment: p.node_type for p in plan.placements}
 
@@ -60,11 +61,23 @@ class Meter:
             self._is_new = False
         if self._ledger is not None:
             self._ledger.flush_aside()
+        if not self._counts_nodes:
+            self._rest()
 
-    def stop_spans(self) -> None:
+    def stop_spans(self, at_s: float | None = None) -> None:
         """Write the node time up to now, and no more: from here on another meter counts it."""
-        self._add_spans()
+        self._add_spans(at_s)
         self._counts_nodes = False
+
+    def start_spans(self, at_s: float) -> None:
+        """Count node time from now on: another meter did so far."""
+        self._counts_nodes, self._span_start_s = True, at_s
+
+    def _rest(self) -> None:
+        """While another gear is in service nothing is written, and retention must not take the ledger for an old one."""
+        if self._ledger is not None and self._clock() - self._rested_s >= REST_S:
+            self._rested_s = self._clock()
+            self._ledger.stay_young()
 
     def close(self) -> None:
         """Write everything and close the ledger."""
@@ -73,10 +86,10 @@ class Meter:
             self._ledger.close()
             self._ledger = None
 
-    def _add_spans(self) -> None:
+    def _add_spans(self, at_s: float | None = None) -> None:
         if not self._counts_nodes:
             return
-        now = self._clock()
+        now = self._clock() if at_s is None else at_s
         for node in self._plan.nodes:
             is_router = node.node_type == self._plan.router.node_type
             own = self._plan.router.replicas if is_router else 0

@@ -6,17 +6,23 @@ because each counts its part of what is rented. Tiers count from 1, as in report
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from coe.report.audits import Audited
 from coe.report.live import LiveView
+from coe.report.live_gears import LiveGears
 from coe.report.running import Running
 
 CONTENT_TYPE: str = CONTENT_TYPE_LATEST
 Labels = tuple[str, ...]
+Gear = tuple[str, Running, LiveView]
+PINNED = "none"
+"""Label of a plan that an operator holds and that is no gear."""
+RISING_GAUGES = frozenset({"coe_cost_saved_usd_total"})
+"""Sums that may fall, and so are no counters to Prometheus."""
 
 
 def exposition(running: Running, view: LiveView) -> bytes:
@@ -25,6 +31,86 @@ def exposition(running: Running, view: LiveView) -> bytes:
     registry.register(_Collected(running, view))
     text: bytes = generate_latest(registry)
     return text
+
+
+def exposition_of_gears(now: tuple[Running, LiveView], others: Sequence[Gear], gears: LiveGears) -> bytes:
+    """The same of a router that changes gears: every sample of a plan has the label `gear` too. Of gears that are not in service
+    there are sums only, no gauges; so the service's sums are those over its gears.
+
+    others: (name, sums, view) of the gears that were in service and are not now.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_CollectedGears((gears.now or PINNED, *now), others, gears))
+    text: bytes = generate_latest(registry)
+    return text
+
+
+class _CollectedGears:
+    """The metrics of several plans as one collector: families of one name are one family."""
+
+    def __init__(self, now: Gear, others: Sequence[Gear], gears: LiveGears) -> None:
+        self._now, self._others, self._gears = now, others, gears
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric once, with the samples of all gears."""
+        families: dict[str, Metric] = {}
+        for name, running, view in (self._now, *self._others):
+            for family in _Collected(running, view).collect():
+                if name != self._now[0] and family.type == "gauge" and family.name not in RISING_GAUGES:
+                    continue
+                samples = [s._replace(labels={**s.labels, "gear": name}) for s in family.samples]
+                if family.name in families:
+                    families[family.name].samples += samples
+                else:
+                    family.samples = samples
+                    families[family.name] = family
+        yield from families.values()
+        yield from _gears(self._now[2], self._gears)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: this registry lives for one scrape."""
+        return ()
+
+
+def _gears(view: LiveView, gears: LiveGears) -> Iterator[Metric]:
+    of_gear = ("gear",)
+    yield _gauge(
+        "coe_gear",
+        "1 for the gear in service, 0 for the others.",
+        view,
+        of_gear,
+        {(g.name,): g.name == gears.now for g in gears.gears},
+    )
+    yield _gauge("coe_gear_pinned", "1 while an operator holds the gear or a plan.", view, (), {(): gears.is_pinned})
+    yield _counter("coe_gear_changes_total", "Changes of gear.", view, (), {(): gears.changes})
+    yield _counter(
+        "coe_gear_seconds_total",
+        "Seconds in service.",
+        view,
+        of_gear,
+        {(g.name,): g.seconds for g in gears.gears},
+    )
+    yield _gauge(
+        "coe_gear_rate_per_second",
+        "The load of the whole service that gears are chosen by, as this router sees it.",
+        view,
+        (),
+        {(): gears.rate_per_s},
+    )
+    yield _gauge(
+        "coe_gear_limit_per_second",
+        "Above this load the gear is left upwards.",
+        view,
+        of_gear,
+        {(g.name,): g.up_to_per_s for g in gears.gears},
+    )
+    yield _gauge(
+        "coe_gear_promised_loss_ratio",
+        "What the gear's certificate says that it loses against the reference at most.",
+        view,
+        of_gear,
+        {(g.name,): g.epsilon for g in gears.gears if g.epsilon is not None},
+    )
 
 
 class _Collected:

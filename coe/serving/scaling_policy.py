@@ -34,9 +34,10 @@ POLICY = "coe.serving.scaling_policy:reach"
 class Work:
     """Replica-seconds of work that have arrived for each deployment, as a router adds them up."""
 
-    def __init__(self) -> None:
+    def __init__(self, deployments: Iterable[str] = ()) -> None:
+        """deployments: that may get work later, and until then have none."""
         self._per_query_s: dict[str, float] = {}
-        self._sums: dict[str, float] = {}
+        self._sums = dict.fromkeys(deployments, 0.0)
 
     def follow(self, plan: Plan, scaling: Scaling) -> None:
         """From now on, queries are answered by this plan."""

@@ -42,6 +42,8 @@ class Tally:
     refused: int = 0
     degraded: int = 0
     saved_items: int = 0
+    used_usd: float | None = None
+    """For busy time, where not only one plan's placements were busy."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def figures(plan: Plan, tally: Tally, seed: int) -> Simulated:
     latency = tally.latency_s[answered]
     thousands = max(1, len(latency)) / 1000
     p50, p99, promised = np.quantile(latency, [0.5, 0.99, work.latency_quantile]) if len(latency) else [math.nan] * 3
+    used_usd = _used_usd(plan, tally.busy_s) if tally.used_usd is None else tally.used_usd
     return Simulated(
         seed=seed,
         queries=queries,
@@ -104,7 +107,7 @@ def figures(plan: Plan, tally: Tally, seed: int) -> Simulated:
         latency_promise_s=float(promised),
         goodput=float((latency <= work.latency_s).sum() / queries),
         accuracy=float(tally.is_right[answered].mean()) if len(latency) else math.nan,
-        usd_per_1k_usage=(_used_usd(plan, tally.busy_s) + tally.fees_usd) / thousands,
+        usd_per_1k_usage=(used_usd + tally.fees_usd) / thousands,
         usd_per_1k_allocation=(tally.rented_usd + tally.fees_usd) / thousands,
         tiers=tuple(_tier_times(plan, tally, t) for t in range(len(plan.cascade.tiers))),
         utilisation={

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from coe.cost.model import usd_per_busy_s
 from coe.errors import InvalidInput, Problem
 from coe.placement.fees import call_fee_usd
+from coe.placement.together import Deployment, together
 from coe.records import Answer, Audit, Auditing, BatchRun, NodeSpan, Record
 from coe.router.core import RouterCore
 from coe.router.queries import Overloaded, Reply
 from coe.router.scaling import Patience, wanted_by_ongoing, wanted_by_reach
-from coe.router.shifting import next_gear
+from coe.router.shifting import Gearbox, follow_load, next_gear
 from coe.simulator.arrivals import stream
 from coe.simulator.figures import Simulated, Tally, figures, placements_of
 from coe.simulator.machines import Machines
@@ -67,14 +69,17 @@ def serve(
     *,
     item: IntArray | None = None,
     gears: Gears | None = None,
+    deployed: bool = False,
     seed: int = 0,
     warm_up_s: float = 0.0,
 ) -> Served:
     """Serve queries that arrive at `arrival_s` (rising seconds from 0) and replay the rows `item` of `table`, else drawn ones.
 
-    With `gears` the service begins in the one for the first look-back's load and follows the load from there; `plan` then only
-    says the promises. Raises `InvalidInput` for no arrivals, for a warm-up that leaves none, and for members without
-    predictions or profiles.
+    With `gears` the service follows the load, and `plan` only says the promises. Each gear's machines are rented when it comes,
+    and it begins in the one for the first look-back's load; where they are `deployed`, the machines of all gears stand all the
+    while, and every router begins in the lowest gear and changes as the service does (`coe.placement.together`).
+
+    Raises `InvalidInput` for no arrivals, for a warm-up that leaves none, and for members without predictions or profiles.
     """
     if len(arrival_s) == 0:
         raise InvalidInput(Problem("arrivals", "there are none", remedy="simulate longer, or at a higher rate"))
@@ -88,7 +93,10 @@ def serve(
             Problem("scenario: scaling", "gears say how many replicas there are", remedy="use one of the two")
         )
     rows = items_of(table, len(arrival_s), item, seed)
-    service = _Service(plan, profiles, table, arrival_s, rows, scenario or Scenario(), gears, seed, warm_up_s)
+    deployment = together(gears) if gears is not None and deployed else None
+    service = _Service(
+        plan, profiles, table, arrival_s, rows, scenario or Scenario(), gears, deployment, seed, warm_up_s
+    )
     return run_virtually(service.run())
 
 
@@ -141,6 +149,10 @@ class _Router:
     free_s: float = 0.0
     is_up: bool = True
     open: dict[asyncio.Task[None], None] = field(default_factory=dict)
+    box: Gearbox | None = None
+    """Where gears are deployed together, each router changes by itself."""
+    cores: dict[int, RouterCore] = field(default_factory=dict)
+    """Gear -> the queues that it has had."""
 
 
 class _Service:
@@ -153,12 +165,15 @@ class _Service:
         item: IntArray,
         scenario: Scenario,
         gears: Gears | None,
+        deployment: Deployment | None,
         seed: int,
         warm_up_s: float,
     ) -> None:
         self._promised, self._profiles, self._table = plan, profiles, table
         self._arrival_s, self._item = arrival_s, item
-        self._scenario, self._gears, self._seed, self._warm_up_s = scenario, gears, seed, warm_up_s
+        self._scenario, self._seed, self._warm_up_s = scenario, seed, warm_up_s
+        self._gears = gears if deployment is None else deployment.gears
+        self._deployment = deployment
         self._told: list[tuple[float, str]] = []
         self._records: list[Record] = []
         queries = len(arrival_s)
@@ -172,14 +187,15 @@ class _Service:
         self._waited_s: dict[int, float] = {}
         self._saved_items = 0
         self._arrived: deque[float] = deque()
-        self._look_back_s = max(
-            scenario.gear_look_back_s if gears else 0.0, scenario.scaling.look_back_s if scenario.scaling else 0.0
-        )
-        self._gear = 0
-        if gears is not None:
-            first = float((arrival_s < scenario.gear_look_back_s).sum() / scenario.gear_look_back_s)
-            self._gear = next_gear(gears, 0, first)
-        self._plan = plan if gears is None else gears.gears[self._gear].plan
+        self._look_back_s = scenario.scaling.look_back_s if scenario.scaling else 0.0
+        self._box: Gearbox | None = None
+        if self._gears is not None:
+            self._box = self._new_box(self._gears, 0.0)
+            if deployment is None:
+                look_back_s = scenario.gear_look_back_s or self._gears.look_back_s
+                self._box.current = next_gear(self._gears, 0, float((arrival_s < look_back_s).sum() / look_back_s))
+            plan = self._gears.gears[self._box.current].plan
+        self._plan = plan
         self._machines = Machines(scenario, seed, self._tell)
         self._stations: dict[tuple[str, float], Station] = {}
         self._probs: dict[str, Probabilities] = {}
@@ -195,7 +211,7 @@ class _Service:
     async def run(self) -> Served:
         """Every query to its end."""
         self._loop = asyncio.get_running_loop()
-        self._machines.rent(self._plan, self._opened(self._plan), is_running=not self._scenario.is_cold)
+        self._machines.rent(self._rented(), self._stations_to_rent(), is_running=not self._scenario.is_cold)
         await asyncio.sleep(0)  # what runs already runs before the first query comes
         self._routers = [self._new_router() for _ in range(self._plan.router.replicas)]
         watching = [asyncio.ensure_future(w) for w in self._watchers()]
@@ -231,6 +247,8 @@ class _Service:
             if not up:
                 continue  # nobody takes the connection
             router = up[next(turns) % len(up)]
+            if (box := router.box or self._box) is not None:
+                box.arrived(1, at)
             task = asyncio.ensure_future(self._query(router, number))
             router.open[task] = None
             task.add_done_callback(lambda done, router=router: router.open.pop(done, None))  # type: ignore[misc]
@@ -250,6 +268,17 @@ class _Service:
         self._told.append((self._loop.time(), what))
 
     # --- Members -------------------------------------------------------------------------------------------------------
+
+    def _rented(self) -> Plan:
+        """The plan whose machines are rented in the beginning."""
+        return self._plan if self._deployment is None else self._deployment.plan
+
+    def _stations_to_rent(self) -> list[Station]:
+        """Those of the plan that begins, or of all gears where they are deployed together."""
+        if self._deployment is None:
+            return self._opened(self._plan)
+        opened = [s for gear in self._deployment.gears.gears for s in self._opened(gear.plan)]
+        return list({s.placement.deployment: s for s in opened}.values())
 
     def _opened(self, plan: Plan) -> list[Station]:
         """The stations of a plan's placements; those that another gear has too are the same."""
@@ -298,11 +327,21 @@ class _Service:
 
     def _new_router(self) -> _Router:
         ledger = _Ledger(self._record)
-        core = self._new_core(ledger)
-        return _Router(core, [asyncio.ensure_future(core.run())], ledger)
+        router = _Router(self._new_core(ledger, self._plan), [], ledger)
+        self._start(router)
+        return router
 
-    def _new_core(self, ledger: _Ledger) -> RouterCore:
-        plan = self._plan
+    def _start(self, router: _Router) -> None:
+        """Keep the queues of a router's core moving, and let it follow the load where it does so by itself."""
+        router.tasks = [asyncio.ensure_future(router.core.run())]
+        if self._deployment is not None:
+            router.box, router.cores = self._new_box(self._deployment.gears, self._loop.time()), {0: router.core}
+            router.tasks.append(asyncio.ensure_future(self._shift_router(router, router.box)))
+
+    def _new_box(self, gears: Gears, now_s: float) -> Gearbox:
+        return Gearbox(gears, now_s, look_back_s=self._scenario.gear_look_back_s)
+
+    def _new_core(self, ledger: _Ledger, plan: Plan) -> RouterCore:
         return RouterCore(
             plan.cascade,
             plan.placements,
@@ -338,8 +377,8 @@ class _Service:
         watchers = [self._losses()]
         if scenario.scaling is not None:
             watchers.append(self._scale(scenario.scaling))
-        if self._gears is not None:
-            watchers.append(self._shift(self._gears))
+        if self._gears is not None and self._box is not None and self._deployment is None:
+            watchers.append(self._shift(self._gears, self._box))
         if scenario.router_mtbf_s is not None:
             watchers += [self._router_fails(r, n, scenario.router_mtbf_s) for n, r in enumerate(self._routers)]
         return [asyncio.ensure_future(w) for w in watchers]
@@ -363,8 +402,8 @@ class _Service:
             await router.core.abandon()
             await asyncio.sleep(self._scenario.node_start_s)
             router.ledger = _Ledger(self._record)
-            router.core = self._new_core(router.ledger)
-            router.tasks = [asyncio.ensure_future(router.core.run())]
+            router.core = self._new_core(router.ledger, self._plan)
+            self._start(router)
             router.is_up = True
 
     def _rate_per_s(self, look_back_s: float) -> float:
@@ -409,24 +448,43 @@ class _Service:
         for router in self._routers:
             router.core.resize(station.placement.deployment, self._machines.replicas_of(station))
 
-    async def _shift(self, gears: Gears) -> None:
+    async def _shift(self, gears: Gears, box: Gearbox) -> None:
         """Follow the load from gear to gear: start what is new, move the traffic, stop what is old."""
-        while True:
-            await asyncio.sleep(1.0)
-            gear = next_gear(gears, self._gear, self._rate_per_s(self._scenario.gear_look_back_s))
-            if gear == self._gear:
-                continue
-            self._tell(f"gear {self._gear + 1} -> {gear + 1}")
-            self._gear = gear
+        before = box.current
+
+        async def change(gear: int) -> None:
+            nonlocal before
+            self._tell(f"gear {before + 1} -> {gear + 1}")
+            before = gear
             await self._changed_to(gears.gears[gear].plan)
             self._tell(f"in gear {gear + 1}")
+
+        await follow_load(box, change, clock=self._loop.time)
+
+    async def _shift_router(self, router: _Router, box: Gearbox) -> None:
+        """Let one router follow the load; the queues that it leaves end what they have, and wait for their gear to come back."""
+        before = box.current
+
+        async def change(gear: int) -> None:
+            nonlocal before
+            who = f"router {self._routers.index(router) + 1}: " if len(self._routers) > 1 else ""
+            self._tell(f"{who}gear {before + 1} -> {gear + 1}")
+            before = gear
+            if gear not in router.cores:
+                router.cores[gear] = self._new_core(router.ledger, box.gears.gears[gear].plan)
+                router.tasks.append(asyncio.ensure_future(router.cores[gear].run()))
+            router.core = router.cores[gear]
+
+        await follow_load(
+            box, change, clock=self._loop.time, routers=lambda: max(1, sum(r.is_up for r in self._routers))
+        )
 
     async def _changed_to(self, plan: Plan) -> None:
         before = [n for n in self._machines.nodes if n.gone_s is None and not n.is_leaving]
         await asyncio.gather(*self._machines.rent(plan, self._opened(plan), is_running=False))
         self._plan = plan
         for router in self._routers:  # the old core ends what it has
-            router.core = self._new_core(router.ledger)
+            router.core = self._new_core(router.ledger, plan)
             router.tasks.append(asyncio.ensure_future(router.core.run()))
         await asyncio.sleep(plan.workload.latency_s)
         for node in before:
@@ -460,11 +518,27 @@ class _Service:
             network_s=np.array([s.away_s for s in sums]),
             rented_usd=sum(_since_s(s, start_s) * s.usd_per_hour / 3600 for s in spans),
             replica_s=np.array([s.up_s + sum(end_s - r.up_since_s for r in s.replicas if r.is_up) for s in there]),
-            fees_usd=sum(s.items * self._fees[p.deployment] for s, p in zip(sums, placements, strict=True)),
+            fees_usd=sum(s.items * self._fees[p.deployment] for s, p in zip(sums, placements, strict=True))
+            if self._gears is None
+            else sum(r.fee_usd for r in self._runs_since_the_warm_up()),
             refused=int(self._refused[counted].sum()),
             degraded=int(self._degraded[counted].sum()),
             saved_items=self._saved_items,
+            used_usd=None if self._gears is None else self._used_usd(self._gears),
         )
+
+    def _used_usd(self, gears: Gears) -> float:
+        """Dollars for busy time since the warm-up, whichever gear asked."""
+        offers = {o.node_type: o for gear in gears.gears for o in gear.plan.offers}
+        hosted = {p.deployment for gear in gears.gears for p in gear.plan.placements if p.api}
+        return sum(
+            r.busy_s * usd_per_busy_s(offers[r.node_type], r.share)
+            for r in self._runs_since_the_warm_up()
+            if f"{r.member}@{r.node_type}" not in hosted
+        )
+
+    def _runs_since_the_warm_up(self) -> list[BatchRun]:
+        return [r for r in self._records if isinstance(r, BatchRun) and r.start_s >= self._warm_up_s]
 
 
 def _since_s(span: NodeSpan, start_s: float) -> float:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from coe.types.base import Day, Fraction, Name, NotNegative, Noun, Positive, PositiveCount
+from coe.types.base import Day, Fraction, Name, NotNegative, Noun, Positive, PositiveCount, refuse_repeats
 from coe.types.cascades import Cascade, CascadeStats
 from coe.types.hardware import ApiPrice, Offer, Prices
 from coe.types.pool import Pool
@@ -205,6 +205,7 @@ class Plan(Noun):
 class Gear(Noun):
     """The plan for a band of loads: up to `up_to_per_s` queries per second."""
 
+    name: Name | None = None
     up_to_per_s: Positive
     back_below_per_s: NotNegative
     """Below this load the service goes back to the gear before; lower than that gear's limit, so that it does not swing."""
@@ -216,11 +217,26 @@ class Gears(Noun):
 
     kind: Literal["gears"] = "gears"
     version: Literal[1] = 1
+    look_back_s: Positive = 30.0
+    """The load that is followed is a mean over so long."""
+    dwell_s: NotNegative = 30.0
+    """After a change the service stays so long before it goes back down. It goes up at once: there queries wait."""
     gears: Annotated[tuple[Gear, ...], Field(min_length=1)]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all gears; ``gear-1`` and so on where a file gives none."""
+        return tuple(g.name or f"gear-{number}" for number, g in enumerate(self.gears, 1))
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
         limits = [g.up_to_per_s for g in self.gears]
         if limits != sorted(set(limits)):
             raise ValueError(f"gears: their limits must rise, got {limits}")
+        for number, (low, high) in enumerate(zip(self.gears, self.gears[1:], strict=False), 1):
+            if high.back_below_per_s >= low.up_to_per_s:
+                found = f"{high.back_below_per_s:g} and {low.up_to_per_s:g}"
+                rule = "must be below the limit of the gear before, or the service swings between the two"
+                raise ValueError(f"gears[{number}].back_below_per_s {rule}, got {found}")
+        refuse_repeats(list(self.names), "gears", "give every gear a name of its own")
         return self

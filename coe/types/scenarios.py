@@ -92,5 +92,5 @@ class Scenario(Noun):
     """Mean time between failures of one router, whose open queries fail with it."""
     failures: Failures = Failures()
     scaling: Scaling | None = None
-    gear_look_back_s: Positive = 30.0
-    """The load that gears follow is a mean over so long."""
+    gear_look_back_s: Positive | None = None
+    """The load that gears follow is a mean over so long; by default what the gears say."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from coe.errors import InvalidInput, WrongKind
 from coe.ledger import Ledger, read_ledger, write_ledger
+from coe.ledger.routers import node_time_once
 from coe.records import Answer, Audit, Auditing, BatchRun, NodeSpan, Record
 
 SPAN = NodeSpan("t4-node", 2, 0.5, 0.0, 10.0)
@@ -148,3 +149,22 @@ def test_a_killed_writer_loses_only_what_it_had_not_flushed(tmp_path: Path) -> N
     answers = [r.query_id for r in read_ledger(path).records if isinstance(r, Answer)]
     assert answers == [f"q{i}" for i in range(len(answers))]
     assert len(answers) >= 100
+
+
+def test_ledgers_of_several_routers_hold_the_node_time_once(tmp_path: Path) -> None:
+    """Each router writes the nodes of the whole service; where they overlap the larger count holds. Simulated nodes add up."""
+    write_ledger(
+        tmp_path / "one.jsonl", "plan", 0.0, [NodeSpan("t4", 2, 0.5, 0.0, 10.0), NodeSpan("t4", 2, 0.5, 10.0, 20.0)]
+    )
+    write_ledger(
+        tmp_path / "two.jsonl", "plan", 0.0, [NodeSpan("t4", 3, 0.5, 4.0, 6.0), NodeSpan("t4", 1, 0.5, 15.0, 25.0)]
+    )
+    found = [r for r in read_ledger(tmp_path).records if isinstance(r, NodeSpan)]
+    assert sum(s.count * (s.end_s - s.start_s) for s in found) == pytest.approx(2 * 20 + 1 * 2 + 1 * 5)
+    assert {s.usd_per_hour for s in found} == {0.5}
+    apart = [r for r in read_ledger(tmp_path, "plan", comes_and_goes=True).records if isinstance(r, NodeSpan)]
+    assert len(apart) == 4
+    nodes = [NodeSpan("t4", 1, 0.5, 0.0, 10.0), NodeSpan("t4", 1, 0.7, 5.0, 10.0)]
+    assert sum(s.count * s.usd_per_hour * (s.end_s - s.start_s) for s in node_time_once([nodes, []])) == pytest.approx(
+        8.5
+    )

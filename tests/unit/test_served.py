@@ -13,6 +13,7 @@ from coe.errors import InvalidInput
 from coe.ledger import encoded
 from coe.placement.gears import gears_of
 from coe.placement.optimize import plan as optimised
+from coe.placement.together import together
 from coe.records import Answer, BatchRun, NodeSpan
 from coe.report.summarise import summarise
 from coe.simulator.arrivals import poisson, stream
@@ -34,7 +35,7 @@ from coe.types import (
     TokenLengths,
     TokenRate,
 )
-from tests import factories
+from tests import factories, gears_case
 
 TABLE = factories.table(n=2000)
 SAMPLE = TABLE.split("certification")
@@ -360,6 +361,45 @@ def test_gears_follow_the_load_up_and_down_and_lose_nothing() -> None:
     assert late.max() < 60.0
     high = serve(gears().gears[1].plan, PROFILES, SAMPLE, came)
     assert run.figures.usd_per_1k_allocation < high.figures.usd_per_1k_allocation
+
+
+def test_gears_deployed_together_change_at_once_and_refuse_only_while_the_load_is_not_seen() -> None:
+    gears = gears_case.two_gears(look_back_s=6.0, dwell_s=10.0)
+    came = np.concatenate([arrivals(30.0, 12.0), 12 + arrivals(300.0, 8.0), 20 + arrivals(20.0, 15.0)])
+    sample, low = gears_case.TABLE.split("test"), gears.gears[0].plan
+    run = serve(low, PROFILES, sample, came, gears=gears, deployed=True)
+    alone = serve(low, PROFILES, sample, came)
+    assert [what for _, what in run.told] == ["gear 1 -> 2", "gear 2 -> 1"]
+    up_s, down_s = (at for at, _ in run.told)
+    assert 12 < up_s < 14
+    assert down_s >= up_s + 10
+    refused = came[np.isnan(run.latency_s)]
+    assert 12 < refused.min() <= refused.max() < up_s  # before the change; afterwards nothing is refused
+    assert run.figures.goodput > 0.9 > 0.6 > alone.figures.goodput
+    # the rent is that of one deployment from beginning to end, and calls are billed whichever gear made them
+    whole = together(gears).plan
+    rented = (
+        sum(s.count * (s.end_s - s.start_s) * s.usd_per_hour for s in run.records if isinstance(s, NodeSpan)) / 3600
+    )
+    end_s = max(s.end_s for s in run.records if isinstance(s, NodeSpan))
+    assert rented == pytest.approx(end_s * sum(n.count * n.usd_per_hour for n in whole.nodes) / 3600)
+    price = {o.node_type: o.usd_per_hour / o.devices_per_node for o in whole.offers}
+    used = sum(r.busy_s * r.share * price[r.node_type] for r in run.records if isinstance(r, BatchRun)) / 3600
+    answered = (~np.isnan(run.latency_s)).sum()
+    assert run.figures.usd_per_1k_usage == pytest.approx(1000 * used / answered)
+
+
+def test_routers_change_gears_each_by_itself() -> None:
+    kinds = ((gears_case.ACCURATE, 50.0, 0.1), (gears_case.FAST, 400.0, 0.2))
+    gears = gears_case.two_gears(look_back_s=6.0)
+    both = [
+        gear.model_copy(update={"plan": gears_case.planned(cascade, rate, epsilon, router_replicas=2)})
+        for gear, (cascade, rate, epsilon) in zip(gears.gears, kinds, strict=True)
+    ]
+    gears = gears.model_copy(update={"gears": tuple(both)})
+    came = np.concatenate([arrivals(30.0, 5.0), 5 + arrivals(300.0, 5.0)])
+    run = serve(both[0].plan, PROFILES, gears_case.TABLE.split("test"), came, gears=gears, deployed=True)
+    assert sorted(what for _, what in run.told) == ["router 1: gear 1 -> 2", "router 2: gear 1 -> 2"]
 
 
 # --- Bad input ---------------------------------------------------------------------------------------------------------
