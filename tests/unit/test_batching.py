@@ -163,19 +163,27 @@ def test_queries_of_many_requests_share_batches_and_every_member_is_asked_once_p
 
 
 def test_a_batch_that_is_not_full_grows_in_the_queue_while_every_replica_is_busy() -> None:
-    service = Service(factories.cascade(first=("small",)), TABLE, batch_size=8)
-    service.faults["small"] = service.slow(0.05)
+    service = Service(factories.cascade(first=("small",)), TABLE, batch_size=8, latency_s=10.0)
+    everyone_is_there = asyncio.Event()
+
+    async def waits(where: Placement, batch: np.ndarray) -> Reply:
+        await everyone_is_there.wait()
+        return service.honest(where, batch)
 
     async def run() -> None:
         queues = asyncio.ensure_future(service.core.run())
-        asked = []
-        for row in range(6):
+        asked = [asyncio.ensure_future(service.core.ask({"q0": np.array([0], dtype=np.float32)}))]
+        while not service.batches:
+            await asyncio.sleep(0.001)
+        for row in range(1, 6):
             asked.append(asyncio.ensure_future(service.core.ask({f"q{row}": np.array([row], dtype=np.float32)})))
-            await asyncio.sleep(0.006)
+            await asyncio.sleep(0.004)  # twice what a batch waits
+        everyone_is_there.set()
         await asyncio.gather(*asked)
         await service.core.close()
         queues.cancel()
 
+    service.faults["small"] = waits
     asyncio.run(run())
     assert [n for member, n in service.batches if member == "small"] == [1, 5]
 
