@@ -229,7 +229,7 @@ def running(settings: Mapping[str, str]) -> Iterator[Callable[[Callable[[], Any]
         state = cluster.up(fleet(), Path(folder), settings=settings)
         try:
             ray.init(address=state.address, logging_level="ERROR", log_to_driver=False)
-            serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+            serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": PORT})
 
             logging = {"enable_access_log": False} if settings else None
 

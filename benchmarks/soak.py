@@ -171,7 +171,7 @@ def _running() -> Iterator[Service]:
     state = cluster.up(fleet(), folder / "state", settings=SERVE_ENV)
     try:
         ray.init(address=state.address, logging_level="ERROR", log_to_driver=False)
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         args = CascadeArgs(plan=plan, ledger_dir=str(folder / "ledger"), ledger=LedgerLimits(max_part_mib=1))
         serve.run(build(args), name="coe", route_prefix="/")
         time.sleep(SETTLE_S)
