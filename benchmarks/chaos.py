@@ -199,7 +199,6 @@ BLOWS: dict[str, Callable[[World], None]] = {
 
 
 def _row(world: World, name: str, blow: Callable[[World], None], args: argparse.Namespace) -> dict[str, Any]:
-    world.settle()
     world.served = world.served[-1:]
     prefix = f"{list(BLOWS).index(name)}-"
     seen, blown_s = asyncio.run(_load(world, args.rate, args.seconds, lambda: blow(world), prefix))
@@ -208,6 +207,7 @@ def _row(world: World, name: str, blow: Callable[[World], None], args: argparse.
     failed = [s for s in seen if s.status != 200]
     latency = np.array([s.done_s - s.due_s for s in seen if s.status == 200])
     bad = [s for s in seen if s.due_s > blown_s and (s.status != 200 or s.degraded or s.done_s - s.due_s > LATENCY_S)]
+    world.settle()
     time.sleep(2.0)  # the ledger is written twice a second
     records = [r for p in world.served for r in read_ledger(world.folder / "ledger", p.fingerprint()).records]
     written = {r.query_id for r in records if isinstance(r, Answer) and r.query_id.startswith(prefix)}

@@ -77,8 +77,6 @@ class TierQueue:
         self._is_closed = False
         self._changed = asyncio.Event()
         """Queries came, or a batch ended."""
-        self._alarm: asyncio.Future[None] | None = None
-        """Ends when a member has fallen silent."""
 
     @property
     def capacity_per_s(self) -> float:
@@ -190,12 +188,15 @@ class TierQueue:
     async def _serve(self, batch: list[Query], give_back: Callable[[], None]) -> None:
         """Ask the members, and answer or pass on each query as soon as its outcome is known."""
         try:
+            is_telling = False
             try:
-                await self._hear(self._hearing(batch))
+                heard = self._hearing(batch)
+                await self._hear(heard)
+                is_telling = not heard.failed.any()  # how long nobody replied does not say how fast they are who do
             finally:
                 self.under_way -= len(batch)
                 is_full = len(batch) == self.batch_size and self._batches.is_full and bool(self.waiting)
-                self._pace.ended(self._core.clock(), len(batch), is_full=is_full)
+                self._pace.ended(self._core.clock(), len(batch), is_full=is_full and is_telling)
                 give_back()
                 self._changed.set()
                 if self._core.shadow is not None:
@@ -241,14 +242,10 @@ class TierQueue:
             rows = np.flatnonzero(heard.open)
             if not len(rows):
                 return
-            asking = {self._core.start(self._ask(member, heard, rows)): member for member in group}
+            asking = {self._core.start(self._ask(member, heard, rows)) for member in group}
             while asking and heard.open.any():
                 timeout = max(0.0, float(heard.due_s[heard.open].min()) - self._core.clock())
-                alarm = self._alarm = self._alarm or asyncio.get_running_loop().create_future()
-                done, _ = await asyncio.wait({*asking, alarm}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                asking = {task: member for task, member in asking.items() if task not in done}
-                if alarm in done:
-                    asking = self._without_silent(asking, heard)
+                _, asking = await asyncio.wait(asking, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                 overdue = heard.open & (heard.due_s <= self._core.clock())
                 if overdue.any():
                     heard.failed |= heard.asked & self._unheard(heard) & overdue[:, None]
@@ -256,28 +253,6 @@ class TierQueue:
                 if asking:
                     self._settle(heard, is_over=False)
         self._settle(heard, is_over=True)
-
-    def _without_silent(
-        self, asking: Mapping[asyncio.Task[None], str], heard: Hearing
-    ) -> dict[asyncio.Task[None], str]:
-        """Calls that are still worth waiting for; the votes of silent members are missing, and billed when their calls end."""
-        left = {}
-        for task, member in asking.items():
-            if self._turns[member].is_silent:
-                column = self.tier.members.index(member)
-                heard.failed[:, column] |= heard.asked[:, column] & self._unheard(heard)[:, column] & heard.open
-            else:
-                left[task] = member
-        return left
-
-    def _doubt(self, placement: Placement, called_s: float) -> None:
-        """A call has taken as long as was promised for all of the way. Where nobody else can be asked, nobody waits any more."""
-        turns = self._turns[placement.member]
-        turns.late(self._placements[placement.member].index(placement), self._core.clock(), called_s)
-        self._core.note_failure(placement.deployment, Late("no reply within the promised latency"))
-        if turns.is_silent and self._alarm is not None:
-            self._alarm.set_result(None)
-            self._alarm = None
 
     def _unheard(self, heard: Hearing) -> BoolArray:
         """(items, own members): no vote so far."""
@@ -339,34 +314,36 @@ class TierQueue:
     async def _ask(self, member: str, heard: Hearing, rows: IntArray) -> None:
         """Ask one member about rows of a batch, and note what it says.
 
-        A call that fails is made once more, on another placement where there is one, if there is time for as much again. A
-        member that is silent everywhere is a missing vote at once.
+        A call that fails, or has no reply within the promised latency, is made once more if there is time, on another placement
+        where there is one. A member that is silent everywhere is a missing vote at once.
         """
-        column = self.tier.members.index(member)
+        column, turns = self.tier.members.index(member), self._turns[member]
         heard.asked[rows, column] = True
         retries = 1
-        while True:
+        while len(rows):
             began_s = self._core.clock()
-            turn = self._turns[member].next(began_s)
+            turn = turns.next(began_s)
             if turn is None:
-                heard.failed[rows[heard.open[rows]], column] = True
-                return
+                break
             placement = self._placements[member][turn]
-            rows, probs = await self._asked_once(member, turn, heard, rows)
-            rows_left = rows[heard.open[rows]]
+            called, probs = await self._asked_once(member, turn, heard, rows)
             if probs is not None:
-                self._turns[member].answered(turn, self._core.clock())
+                turns.answered(turn, self._core.clock())
                 self._core.note_answered(placement.deployment)
-                self._note_votes(heard, rows_left, column, probs[heard.open[rows]])
+                self._note_votes(heard, called[heard.open[called]], column, probs[heard.open[called]])
                 return
-            now = self._core.clock()
-            if len(rows):  # the call was made
-                self._turns[member].failed(turn, now)
-            is_time = len(rows_left) > 0 and float(heard.due_s[rows_left].max()) - now > now - began_s
-            if not retries or not is_time:
-                heard.failed[rows_left, column] = True
-                return
-            retries, rows = retries - 1, rows_left
+            rows = rows[heard.open[rows]]
+            if len(called):
+                now = self._core.clock()
+                turns.failed(turn, now)
+                if not retries or not self._is_time(heard, rows, now - began_s, now):
+                    break
+                retries -= 1
+        heard.failed[rows[heard.open[rows]], column] = True
+
+    def _is_time(self, heard: Hearing, rows: IntArray, took_s: float, now: float) -> bool:
+        """Whether a call may be made once more: there is time for as much again, or half of the promised latency."""
+        return len(rows) > 0 and float(heard.due_s[rows].max()) - now > min(took_s, self._core.latency_s / 2)
 
     def _note_votes(self, heard: Hearing, rows: IntArray, column: int, probs: Probabilities) -> None:
         """Write down what a member said about rows; for an item that it has no numbers for, its vote is missing."""
@@ -379,7 +356,11 @@ class TierQueue:
     async def _asked_once(
         self, member: str, turn: int, heard: Hearing, rows: IntArray
     ) -> tuple[IntArray, Probabilities | None]:
-        """Rows that the call was made for (those still open when it could start), and their probabilities or None."""
+        """Rows that the call was made for (those still open when it could start), and their probabilities or None.
+
+        None are called where the placement has fallen silent meanwhile. A call that has no reply within the promised latency goes
+        on by itself, and is billed when it ends.
+        """
         placement, still = self._placements[member][turn], rows[:0]
         try:
             give_back = await self._slots[placement.deployment].take(self._core.late_after_s)
@@ -388,10 +369,17 @@ class TierQueue:
             if saved := len(rows) - len(still):
                 self._record(placement, saved, self._core.clock(), 0.0, "cancelled", audit=heard.is_audit)
         try:
-            if not len(still):
-                return still, None
-            queries = [heard.batch[row] for row in still]
-            return still, await self._called(placement, heard.items[still], float(heard.due_s[still].max()), queries)
+            if not len(still) or self._turns[member].is_avoided(turn):
+                return still[:0], None
+            start, queries = self._core.clock(), [heard.batch[row] for row in still]
+            due_s = min(float(heard.due_s[still].max()), start + self._core.latency_s)
+            call = self._core.start(self._called(placement, heard.items[still], due_s, queries))
+            await asyncio.wait({call}, timeout=self._core.latency_s)
+            if call.done():
+                return still, call.result()
+            self._turns[member].late(turn, self._core.clock(), start)
+            self._core.note_failure(placement.deployment, Late("no reply within the promised latency"))
+            return still, None
         finally:
             give_back()
 
@@ -403,7 +391,6 @@ class TierQueue:
         status, busy_s, fee_usd, probs, sound = "failed", None, 0.0, None, None
         for query in queries if self._core.spending is not None else ():
             query.spent.begun(placement)
-        doubt = asyncio.get_running_loop().call_later(self._core.latency_s, self._doubt, placement, start)
         try:
             reply = await self._core.call(placement, items)
             busy_s, fee_usd = reply.busy_s, reply.fee_usd
@@ -419,7 +406,6 @@ class TierQueue:
         except Exception as error:  # whatever a replica raises is a missing vote, and is counted
             self._core.note_failure(placement.deployment, error)
         finally:
-            doubt.cancel()
             # a replica that died cannot say how long it was busy: all the time counts; a hosted model keeps no machine of ours
             whole = 0.0 if placement.api else self._core.clock() - start
             busy_s, is_audit = whole if busy_s is None else busy_s, queries[0].audited is not None

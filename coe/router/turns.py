@@ -50,10 +50,9 @@ class Turns:
         self._credit[chosen] -= sum(traffic.values())
         return chosen
 
-    @property
-    def is_silent(self) -> bool:
-        """Whether no placement has replied of late."""
-        return all(self._is_silent)
+    def is_avoided(self, placement: int) -> bool:
+        """Whether the placement is silent and rests: whoever has waited for it goes elsewhere."""
+        return self._is_silent[placement] and self._rest_s[placement] > 0 and not self._is_tried[placement]
 
     def failed(self, placement: int, now_s: float) -> None:
         """A call of this placement failed."""
