@@ -70,6 +70,8 @@ class Seen:
     tier: int = -1
     degraded: bool = False
     cut: bool = False
+    said: str = ""
+    """The body of a refusal."""
     done_s: float = 0.0
 
 
@@ -207,7 +209,8 @@ def _row(world: World, name: str, blow: Callable[[World], None], args: argparse.
     failed = [s for s in seen if s.status != 200]
     latency = np.array([s.done_s - s.due_s for s in seen if s.status == 200])
     bad = [s for s in seen if s.due_s > blown_s and (s.status != 200 or s.degraded or s.done_s - s.due_s > LATENCY_S)]
-    world.settle()
+    if len(world.served) > 1:
+        world.settle()
     time.sleep(2.0)  # the ledger is written twice a second
     records = [r for p in world.served for r in read_ledger(world.folder / "ledger", p.fingerprint()).records]
     written = {r.query_id for r in records if isinstance(r, Answer) and r.query_id.startswith(prefix)}
@@ -225,7 +228,7 @@ def _row(world: World, name: str, blow: Callable[[World], None], args: argparse.
             f"{prefix}{n}" not in written for n, s in enumerate(seen) if s.status == 200
         ),
     }
-    print(row, {s.status for s in failed}, flush=True)
+    print(row, sorted({(s.status, s.said) for s in failed})[:5], flush=True)
     return row
 
 
@@ -275,6 +278,8 @@ async def _ask(client: httpx.AsyncClient, one: Seen, name: str) -> None:
         if one.status == 200:
             answer = response.json()["answers"][0]
             one.answer, one.tier, one.degraded = answer["class"], answer["tier"], answer["degraded"]
+        else:
+            one.said = response.text[:200]
         break
     one.done_s = time.time()
 
