@@ -10,12 +10,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("decide", "coverage", "placement", "simulator_speed", "simulator_theory", "serving", "overload", "chaos")
+BENCHMARKS = (
+    "decide",
+    "coverage",
+    "audits",
+    "placement",
+    "simulator_speed",
+    "simulator_theory",
+    "serving",
+    "overload",
+    "chaos",
+    "soak",
+)
 WITH_DATA = {
     "placement": "",
     "heterogeneous": "",
     "edge_cloud": "",
     "scenarios": "",
+    "gears": "",
     "search_speed": "vision_imagenet",
     "cascades": "vision_imagenet",
     "freeze": "images_cifar10",
