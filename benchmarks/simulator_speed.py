@@ -91,7 +91,8 @@ def in_simpy(net: Network, queries: Load) -> np.ndarray:
             batch = [(yield waiting[tier].get())]
             deadline = world.timeout(net.wait_s)
             while len(batch) < net.batch_size[tier]:
-                if deadline.processed and slots[tier].count < net.at_work[tier]:
+                is_half = 2 * len(batch) >= net.batch_size[tier] and slots[tier].count < net.in_flight[tier]
+                if deadline.processed and (is_half or slots[tier].count < net.at_work[tier]):
                     break
                 get = waiting[tier].get()
                 yield get | (ended[tier] if deadline.processed else deadline)

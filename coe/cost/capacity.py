@@ -27,10 +27,16 @@ def in_flight(placement: Placement, replicas: int) -> int:
 
 
 def at_work(placement: Placement, replicas: int, *, is_far: bool = False) -> int:
-    """Calls of a placement with which none of so many replicas is idle. A batch that is not full waits in the router's queue,
-    where it grows, rather than behind such calls. Across a link (`is_far`) that holds nobody up: a call is mostly on its way.
+    """Calls of a placement with which none of so many replicas is idle. A batch that is not half full waits in the router's
+    queue, where it grows, rather than behind such calls. Across a link (`is_far`) that holds nobody up: a call is mostly on its
+    way.
     """
     return in_flight(placement, replicas) if is_far else (placement.calls_at_once or 1) * max(1, replicas)
+
+
+def half(batch_size: int) -> int:
+    """Queries with which a batch need not wait for an idle replica."""
+    return (batch_size + 1) // 2
 
 
 def service_s(profile: Profile, batch: float, quantile: Quantile = "p50") -> float:

@@ -14,7 +14,7 @@ import numpy as np
 from coe.cascade.beliefs import prepared
 from coe.cascade.decide import decide
 from coe.cascade.evaluate import lacking
-from coe.cost.capacity import at_work, in_flight
+from coe.cost.capacity import at_work, half, in_flight
 from coe.records import BatchRun
 from coe.router.queries import Batch, Garbage, Late, Query
 from coe.router.turns import Pace, Slots, Turns
@@ -172,11 +172,13 @@ class TierQueue:
 
     async def _batch_is_due(self) -> None:
         """Return when the queue holds a full batch, or its oldest query has waited long enough and a replica is idle: behind a
-        busy one a batch would wait as long, and could not grow."""
+        busy one a batch would wait as long, and could not grow. One that is half full goes there all the same, so that no replica
+        is idle while the next batch is on its way."""
         while len(self.waiting) < self.batch_size:
             self._changed.clear()
             timeout = None
-            if self.waiting and self._batches.taken < self._at_work:
+            is_half = len(self.waiting) >= half(self.batch_size) and not self._batches.is_full
+            if self.waiting and (is_half or self._batches.taken < self._at_work):
                 timeout = self.waiting[0].queued_s + self._core.wait_s - self._core.clock()
                 if timeout <= 0:
                     return

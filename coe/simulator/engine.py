@@ -1,7 +1,7 @@
 """The engine, readable: queries, batches and replicas as objects on a virtual clock. `fast` does the same on arrays.
 
 A tier's queue gives a batch when it is full and a slot is free, or when its oldest query has waited long enough and a replica is
-idle. Every member of the
+idle; one that is half full needs no idle replica. Every member of the
 tier is called with the batch, in turns over its placements; a call waits for the replica that is free first. When all have
 answered, the batch's queries end or join the next tier's queue. These are the rules of `coe.router`.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from coe.cost.capacity import half
 from coe.router.turns import Turns
 from coe.simulator.network import Load, Network
 from coe.types import FloatArray, IntArray
@@ -96,9 +97,13 @@ class Engine:
         return Outcome(self._done_s, self._entered_s, self._batched_s, calls)
 
     def _due_s(self, tier: int) -> float:
-        """When the oldest query of a tier has waited long enough; never while no replica is idle."""
-        state = self._tiers[tier]
-        if not state.queue or state.under_way >= min(self._net.in_flight[tier], self._net.at_work[tier]):
+        """When the oldest query of a tier has waited long enough; never while no replica is idle, or no slot is free where a
+        batch is half full."""
+        state, slots = self._tiers[tier], self._net.in_flight[tier]
+        most = (
+            slots if len(state.queue) >= half(int(self._net.batch_size[tier])) else min(slots, self._net.at_work[tier])
+        )
+        if not state.queue or state.under_way >= most:
             return float("inf")
         return state.queue[0][1] + self._net.wait_s
 

@@ -186,7 +186,8 @@ def _simulate(  # type: ignore[no-untyped-def]
         if next_arrival < queries and arrival_s[next_arrival] < now:
             now, kind = arrival_s[next_arrival], 2
         for t in range(tiers):
-            if head[t] < tail[t] and under_way[t] < min(in_flight[t], at_work[t]):
+            most = in_flight[t] if 2 * (tail[t] - head[t]) >= batch_size[t] else min(in_flight[t], at_work[t])
+            if head[t] < tail[t] and under_way[t] < most:
                 due = joined_s[queue[t, head[t]]] + wait_s
                 if due < now:
                     now, kind = due, 3
@@ -222,7 +223,8 @@ def _simulate(  # type: ignore[no-untyped-def]
         for t in range(tiers):
             while head[t] < tail[t] and under_way[t] < in_flight[t]:
                 waiting = tail[t] - head[t]
-                is_due = under_way[t] < at_work[t] and now >= joined_s[queue[t, head[t]]] + wait_s
+                may_go = under_way[t] < at_work[t] or 2 * waiting >= batch_size[t]
+                is_due = may_go and now >= joined_s[queue[t, head[t]]] + wait_s
                 if waiting < batch_size[t] and not is_due:
                     break
                 count = min(batch_size[t], waiting)

@@ -24,8 +24,9 @@ _Z99 = 2.326
 class Network:
     """Tiers in a row; placements of all members one after the other.
 
-    batch_size, in_flight, at_work: (tiers,); batches under way are at most `in_flight`, and one that is not full is sent only
-    while fewer than `at_work` are.  wait_s: how long a batch waits to fill.  staged: (tiers,).  member_tier: (members,), rising.
+    batch_size, in_flight, at_work: (tiers,); batches under way are at most `in_flight`, and one that is not half full is sent
+    only while fewer than `at_work` are.  wait_s: how long a batch waits to fill.  staged: (tiers,).
+    member_tier: (members,), rising.
     first_placement: (members + 1,), where each member's placements begin.  replicas, traffic, hop_s, sigma: (placements,).
     service_s: (placements, largest batch + 1), seconds of a replica for a batch of so many.
     """

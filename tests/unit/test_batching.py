@@ -162,8 +162,8 @@ def test_queries_of_many_requests_share_batches_and_every_member_is_asked_once_p
     assert max(escalated) > 1, "escalated queries of several batches form one"
 
 
-def test_a_batch_that_is_not_full_grows_in_the_queue_while_every_replica_is_busy() -> None:
-    service = Service(factories.cascade(first=("small",)), TABLE, batch_size=8, latency_s=10.0)
+def test_a_batch_that_is_not_half_full_grows_in_the_queue_while_every_replica_is_busy() -> None:
+    service = Service(factories.cascade(first=("small",)), TABLE, batch_size=16, latency_s=10.0)
     everyone_is_there = asyncio.Event()
 
     async def waits(where: Placement, batch: np.ndarray) -> Reply:
@@ -188,12 +188,12 @@ def test_a_batch_that_is_not_full_grows_in_the_queue_while_every_replica_is_busy
     assert [n for member, n in service.batches if member == "small"] == [1, 5]
 
 
-def test_a_full_batch_waits_at_the_replica_and_one_across_a_link_is_sent_at_once() -> None:
+def test_half_a_batch_waits_at_the_replica_and_one_across_a_link_is_sent_at_once() -> None:
     assert [at_work(placement("small"), 2), in_flight(placement("small"), 2)] == [2, 4]
     assert at_work(placement("small"), 2, is_far=True) == 4
-    service = Service(factories.cascade(first=("small",)), TABLE, batch_size=2)
+    service = Service(factories.cascade(first=("small",)), TABLE, batch_size=4)
     service.faults["small"] = service.slow(0.05)
-    service.ask({"a": 0, "b": 1, "c": 2, "d": 3})
+    service.ask({f"q{row}": row for row in range(6)})  # a full batch, and one that is half full
     first, second = (r.start_s for r in service.runs if r.member == "small")
     assert second - first < 0.04
 
