@@ -11,6 +11,7 @@ import pytest
 from coe import files
 from coe.cli.main import run
 from coe.errors import InvalidInput
+from coe.placement.candidates import hosted_model
 from coe.profiler.hosted import BATCH_SIZES
 from coe.profiler.quote import BYTES_PER_TOKEN, quotes, refuse_unlisted, runs_within
 from coe.runners.base import RUNNERS, Said
@@ -148,7 +149,9 @@ def test_models_without_a_price_are_refused_with_the_file_that_should_have_it(
 
 @pytest.mark.parametrize("url", ["http://localhost:8000/v1", "http://127.0.0.1:8000/v1", "http://[::1]:8000/v1"])
 def test_a_server_on_the_node_itself_is_timed_where_it_runs(url: str) -> None:
-    refuse_unlisted(pool(member("own", base_url=url)), factories.prices(), "fleet.yaml")
+    own = member("own", base_url=url)
+    refuse_unlisted(pool(own), factories.prices(), "fleet.yaml")
+    assert hosted_model(own, factories.prices()) is None  # so it is profiled like any member
 
 
 @pytest.mark.parametrize("url", ["http://10.0.0.4:8000/v1", "https://localhost.evil.test/v1"])
