@@ -9,9 +9,9 @@ A query is decided early: it leaves as soon as no outstanding vote can change wh
 started by then is not made, or made for the other queries of its batch alone; the ledger holds what was saved as
 cancelled, with no busy time. A call under way ends in its own time and is billed.
 
-A member that fails, answers garbage or is late is a missing vote. Its call is billed all the same, when its end is known. A query
-that no member of the last tier answered falls back on the best answer of the tiers before, marked as degraded; only
-where there is none does it fail.
+A member that fails, answers garbage or has no reply within the promise is asked once more if there is time, and then is a missing
+vote. Each call is billed all the same, when its end is known. A query that no member of the last tier answered falls back on the
+best answer of the tiers before, marked as degraded; only where there is none does it fail.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from coe.table import Decision
 from coe.types import ABSTAINED, MISSING_VOTE, Cascade, Placement
 
 LATE_FACTOR = 2.0
-"""A member is late after this many times the latency promise."""
+"""A query waits for a tier's votes at most for so many times the latency promise: for one call, and one made once more."""
 CLOSING_GRACE_S = 0.2
 
 T = TypeVar("T")

@@ -327,25 +327,21 @@ class TierQueue:
             turn = turns.next(began_s)
             if turn is None:
                 break
-            placement = self._placements[member][turn]
             called, probs = await self._asked_once(member, turn, heard, rows)
             if probs is not None:
-                turns.answered(turn, self._core.clock())
-                self._core.note_answered(placement.deployment)
                 self._note_votes(heard, called[heard.open[called]], column, probs[heard.open[called]])
                 return
             rows = rows[heard.open[rows]]
             if len(called):
-                now = self._core.clock()
-                turns.failed(turn, now)
-                if not retries or not self._is_time(heard, rows, now - began_s, now):
+                if not retries or not self._is_time(heard, rows, began_s):
                     break
                 retries -= 1
         heard.failed[rows[heard.open[rows]], column] = True
 
-    def _is_time(self, heard: Hearing, rows: IntArray, took_s: float, now: float) -> bool:
+    def _is_time(self, heard: Hearing, rows: IntArray, began_s: float) -> bool:
         """Whether a call may be made once more: there is time for as much again, or half of the promised latency."""
-        return len(rows) > 0 and float(heard.due_s[rows].max()) - now > min(took_s, self._core.latency_s / 2)
+        now = self._core.clock()
+        return len(rows) > 0 and float(heard.due_s[rows].max()) - now > min(now - began_s, self._core.latency_s / 2)
 
     def _note_votes(self, heard: Hearing, rows: IntArray, column: int, probs: Probabilities) -> None:
         """Write down what a member said about rows; for an item that it has no numbers for, its vote is missing."""
@@ -365,7 +361,7 @@ class TierQueue:
         """
         placement, still = self._placements[member][turn], rows[:0]
         try:
-            give_back = await self._slots[placement.deployment].take(self._core.late_after_s)
+            give_back = await self._slots[placement.deployment].take()
             still = rows[heard.open[rows]]
         finally:
             if saved := len(rows) - len(still):
@@ -375,7 +371,7 @@ class TierQueue:
                 return still[:0], None
             start, queries = self._core.clock(), [heard.batch[row] for row in still]
             due_s = min(float(heard.due_s[still].max()), start + self._core.latency_s)
-            call = self._core.start(self._called(placement, heard.items[still], due_s, queries))
+            call = self._core.start(self._called(member, turn, heard.items[still], due_s, queries))
             await asyncio.wait({call}, timeout=self._core.latency_s)
             if call.done():
                 return still, call.result()
@@ -386,26 +382,29 @@ class TierQueue:
             give_back()
 
     async def _called(
-        self, placement: Placement, items: Batch, due_s: float, queries: Sequence[Query]
+        self, member: str, turn: int, items: Batch, due_s: float, queries: Sequence[Query]
     ) -> Probabilities | None:
         """A member's probabilities, or None; the call is billed whatever becomes of it, also after it is late."""
-        start = self._core.clock()
+        placement, start = self._placements[member][turn], self._core.clock()
         status, busy_s, fee_usd, probs, sound = "failed", None, 0.0, None, None
         for query in queries if self._core.spending is not None else ():
             query.spent.begun(placement)
         try:
             reply = await self._core.call(placement, items)
             busy_s, fee_usd = reply.busy_s, reply.fee_usd
-            self._turns[placement.member].replied(self._placements[placement.member].index(placement))
-            if _is_sound(reply.probs, len(items), self._core.classes):
-                status, probs = ("late", None) if self._core.clock() > due_s else ("ok", reply.probs)
-                sound = reply
-            else:
-                self._core.note_failure(placement.deployment, Garbage(_described(reply.probs)))
+            if not _is_sound(reply.probs, len(items), self._core.classes):
+                raise Garbage(_described(reply.probs))
+            now, sound = self._core.clock(), reply
+            status, probs = ("late", None) if now > due_s else ("ok", reply.probs)
+            is_late = now - start > self._core.latency_s
+            self._turns[member].answered(turn, now, is_late=is_late)
+            if not is_late:
+                self._core.note_answered(placement.deployment)
         except asyncio.CancelledError:
             status = "cancelled"
             raise
         except Exception as error:  # whatever a replica raises is a missing vote, and is counted
+            self._turns[member].failed(turn, self._core.clock())
             self._core.note_failure(placement.deployment, error)
         finally:
             # a replica that died cannot say how long it was busy: all the time counts; a hosted model keeps no machine of ours

@@ -67,14 +67,11 @@ class Turns:
         self._is_silent[placement] = self._answered_s[placement] < asked_s
         self.failed(placement, now_s)
 
-    def replied(self, placement: int) -> None:
-        """A call of this placement was answered, too late to count: it is not well, and worth waiting for again."""
-        self._is_silent[placement] = False
-
-    def answered(self, placement: int, now_s: float = 0.0) -> None:
-        """A call of this placement was answered: it is well."""
-        self._rest_s[placement], self._is_tried[placement], self._is_silent[placement] = 0.0, False, False
-        self._answered_s[placement] = now_s
+    def answered(self, placement: int, now_s: float, *, is_late: bool = False) -> None:
+        """A call of this placement was answered: it is well; or at least worth waiting for again, where that took too long."""
+        self._is_silent[placement], self._answered_s[placement] = False, now_s
+        if not is_late:
+            self._rest_s[placement], self._is_tried[placement] = 0.0, False
 
 
 class Slots:
@@ -99,24 +96,14 @@ class Slots:
         self._count = count
         self._hand_on()
 
-    async def take(self, hold_s: float = math.inf) -> Callable[[], None]:
-        """Wait for a slot; what is returned gives it back, once. Whoever hangs loses the slot after `hold_s`."""
+    async def take(self) -> Callable[[], None]:
+        """Wait for a slot; what is returned gives it back."""
         await self._acquired()
-        is_held = True
-        timer: asyncio.TimerHandle | None = None
+        return self._give_back
 
-        def give_back() -> None:
-            nonlocal is_held
-            if is_held:
-                is_held = False
-                if timer is not None:
-                    timer.cancel()
-                self._taken -= 1
-                self._hand_on()
-
-        if math.isfinite(hold_s):
-            timer = asyncio.get_running_loop().call_later(hold_s, give_back)
-        return give_back
+    def _give_back(self) -> None:
+        self._taken -= 1
+        self._hand_on()
 
     async def _acquired(self) -> None:
         if self._taken < self._count and not self._waiting:

@@ -49,10 +49,14 @@ class Service:
         self.batches: list[tuple[str, int]] = []
         self.failures: list[str] = []
         self.faults: dict[str, Member] = {}
-        self.core = RouterCore(
+        self.core = self.core_of(cascade, [placement(m, batch_size) for m in cascade.members], latency_s)
+
+    def core_of(self, cascade: Cascade, placements: list[Placement], latency_s: float) -> RouterCore:
+        """A core that asks these members, and writes down here what becomes of it."""
+        return RouterCore(
             cascade,
-            [placement(m, batch_size) for m in cascade.members],
-            table.classes,
+            placements,
+            self.table.classes,
             wait_s=0.002,
             latency_s=latency_s,
             call=self.call,
@@ -335,7 +339,7 @@ def test_a_placement_that_fails_rests_and_one_without_traffic_stands_in() -> Non
     turns.failed(0, 1.2)
     assert turns.next(2.5) == 1  # it is not: it rests for twice as long
     assert turns.next(3.3) == 0
-    turns.answered(0)
+    turns.answered(0, 3.4)
     assert [turns.next(3.4) for _ in range(3)] == [0, 0, 0]
 
 
@@ -351,7 +355,7 @@ def test_a_placement_that_does_not_reply_is_not_asked_again_before_its_rest_is_o
     turns.late(0, now_s=1.0, asked_s=0.5)
     assert turns.next(1.5) is None
     assert [turns.next(2.1) for _ in range(2)] == [0, None]  # one call shows whether it is back
-    turns.replied(0)
+    turns.answered(0, 3.5, is_late=True)
     assert turns.next(2.3) == 0
 
 
@@ -402,21 +406,32 @@ def test_batches_with_missing_votes_say_nothing_of_the_pace(is_down: bool, monke
     assert any(told) != is_down
 
 
-def test_a_client_in_a_hurry_does_not_silence_a_member() -> None:
-    service = Service(CASCADE, TABLE, latency_s=0.2)
-    service.faults["small"] = service.slow(0.05)
+def test_a_client_in_a_hurry_sends_nobody_to_the_standby() -> None:
+    """It left before the reply came, which was in time by the promise."""
+    service = Service(CASCADE, TABLE, latency_s=1.0)
+    standby = placement("small", node_type="a100-node", traffic=0.0)
+    service.core = service.core_of(CASCADE, [*map(placement, CASCADE.members), standby], latency_s=1.0)
+    asked: list[str] = []
+
+    async def by_place(where: Placement, batch: np.ndarray) -> Reply:
+        asked.append(where.node_type)
+        return await service.slow(0.05)(where, batch)
+
+    service.faults["small"] = by_place
 
     async def run() -> None:
         queues = asyncio.ensure_future(service.core.run())
         await service.core.ask({"hurried": np.array([0], dtype=np.float32)}, timeout_s=0.01)
+        await asyncio.sleep(0.1)
         await service.core.ask({"patient": np.array([0], dtype=np.float32)})
         await service.core.close()
         queues.cancel()
 
     asyncio.run(run())
+    assert asked == ["t4-node", "t4-node"]
+    assert service.failures == []
     patient = next(r for r in service.records if isinstance(r, Answer) and r.query_id == "patient")
     assert not patient.degraded
-    assert service.failures == []
 
 
 def test_calls_go_to_the_standby_while_a_placement_hangs() -> None:
@@ -424,16 +439,7 @@ def test_calls_go_to_the_standby_while_a_placement_hangs() -> None:
     cascade, table = factories.cascade(first=("small",)), TABLE
     service = Service(cascade, table, latency_s=0.2)
     standby = placement("large", node_type="a100-node", traffic=0.0)
-    service.core = RouterCore(
-        cascade,
-        [placement("small"), placement("large"), standby],
-        table.classes,
-        wait_s=0.001,
-        latency_s=0.2,
-        call=service.call,
-        clock=time.monotonic,
-        record=service.records.append,
-    )
+    service.core = service.core_of(cascade, [placement("small"), placement("large"), standby], latency_s=0.2)
     hang = service.slow(60.0)
 
     async def by_place(where: Placement, batch: np.ndarray) -> Reply:
