@@ -12,6 +12,7 @@ from coe.router.queries import Unanswered
 from coe.router.spending import Spent
 from coe.serving.headers import spent_of
 from coe.serving.http_api import refused
+from coe.serving.service import visit_of
 
 SAID = {"1": True, "true": True, "0": False, "false": False}
 
@@ -20,7 +21,7 @@ def wants_details(request: Request) -> bool:
     """Whether they were asked for. Raises `InvalidInput` for what is neither yes nor no; the query string comes first."""
     for where, asked in (
         ("details", request.query_params.get("details") if request.scope["query_string"] else None),
-        ("x-coe-details", request.headers.get("x-coe-details")),
+        ("x-coe-details", visit_of(request).headers.get("x-coe-details")),
     ):
         if asked is not None:
             if asked.lower() not in SAID:

@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from starlette.datastructures import MutableHeaders
@@ -35,6 +35,8 @@ class Visit:
 
     request_id: str
     client: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """By their names in lower case."""
     items: int = 0
     degraded: int = 0
     """Items that lacked a vote, and items that nobody answered."""
@@ -114,9 +116,8 @@ class Door:
             await self._app(scope, receive, send)
             return
         headers, address = first_headers(scope), scope.get("client")
-        visit = Visit(
-            request_id(headers.get("x-request-id"), next(self._fresh_ids)), address[0] if address else "unknown"
-        )
+        name = request_id(headers.get("x-request-id"), next(self._fresh_ids))
+        visit = Visit(name, address[0] if address else "unknown", headers)
         scope.setdefault("state", {})["visit"] = visit
         began_s, status = self._clock(), 0
 

@@ -56,7 +56,7 @@ class OpenAIApi:
         plan, visit = self._service.plan, visit_of(request)
         try:
             is_detailed = wants_details(request)
-            timeout_s = asked_timeout_s(request.headers.get("x-request-timeout-ms"))
+            timeout_s = asked_timeout_s(visit.headers.get("x-request-timeout-ms"))
             asked = chat.parsed(await body_of(request, self._service.access), plan.cascade.name)
         except InvalidInput as error:
             return _mistake(error)

@@ -28,10 +28,10 @@ class OwnApi:
 
     async def predict(self, request: Request) -> Response:
         """Answer one or many items."""
-        pool, access = self._service.plan.pool, self._service.access
+        pool, access, visit = self._service.plan.pool, self._service.access, visit_of(request)
         try:
             is_detailed = wants_details(request)
-            timeout_s = asked_timeout_s(request.headers.get("x-request-timeout-ms"))
+            timeout_s = asked_timeout_s(visit.headers.get("x-request-timeout-ms"))
             body = await body_of(request, access)
             items = parsed_items(body, pool.input_shape, self._fresh_ids, access.max_items, is_text=pool.is_text)
         except InvalidInput as error:
@@ -40,7 +40,7 @@ class OwnApi:
             answers = await self._service.ask(items, timeout_s)
         except Overloaded as refusal:
             return JSONResponse({"error": str(refusal)}, status_code=503, headers=retry_after(refusal))
-        visit_of(request).note(answers)
+        visit.note(answers)
         failed = any(isinstance(answer, Unanswered) for answer in answers)
         told = answer_body(list(items), answers, pool.classes)
         told = with_details(told, answers) if is_detailed else told

@@ -24,6 +24,7 @@ from coe.router.queries import Reply, Unanswered
 from coe.router.shifting import follow_load
 from coe.serving.door import Gate, access_logger
 from coe.serving.following import follow, running_replicas
+from coe.serving.garbage import look_for_garbage_seldom
 from coe.serving.geared import Geared
 from coe.serving.in_service import InService, hand_over
 from coe.serving.scaling_policy import ROUTER, Work
@@ -32,6 +33,7 @@ from coe.serving.starting import Starting
 from coe.serving.telemetry import Tracing, provider_of
 from coe.serving.v2_rpc import V2Methods, V2Rpc
 from coe.serving.web import application
+from coe.serving.whole_writes import write_responses_whole
 from coe.types import Access, Audits, Gears, Placement, Plan, Scaling
 
 log = logging.getLogger("coe.router")
@@ -76,6 +78,8 @@ class Router(V2Methods):
         gears: Gears | None = None,
     ) -> None:
         """gears: as `coe.placement.together` has them served by this deployment; the router then follows the load."""
+        write_responses_whole()
+        look_for_garbage_seldom()
         self._deployed = plan
         self._ledger_dir, self._keeping = ledger_dir, keeping
         self._spans = provider_of(tracing, os.environ)

@@ -43,10 +43,11 @@ def visit_of(request: Request) -> Visit:
 
 async def body_of(request: Request, access: Access) -> bytes:
     """The body within its limit, as it is; `InvalidInput` for a compressed one."""
-    encoding = request.headers.get("content-encoding", "identity")
+    headers = visit_of(request).headers
+    encoding = headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise refused("Content-Encoding", "must be absent or 'identity': bodies are not decompressed", encoding)
-    return await body_within(request.stream(), request.headers.get("content-length"), access.max_body_bytes)
+    return await body_within(request.stream(), headers.get("content-length"), access.max_body_bytes)
 
 
 def status_of(error: InvalidInput, otherwise: int) -> int:

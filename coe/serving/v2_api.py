@@ -18,6 +18,8 @@ from coe.serving.http_api import asked_timeout_s, retry_after
 from coe.serving.lanes import Handler, Lane
 from coe.serving.service import Service, body_of, status_of, visit_of
 
+FRAMING = v2_binary.HEADER.lower()
+
 
 class V2Api:
     """What answers each route. Mistakes get 400, as the protocol has it."""
@@ -65,18 +67,18 @@ class V2Api:
         return self._inferred if path == f"/v2/models/{self._model.name}/infer" else None
 
     async def _inferred(self, request: Request) -> Response:
-        access, framing = self._service.access, request.headers.get(v2_binary.HEADER)
+        access, visit = self._service.access, visit_of(request)
         try:
-            header_s = asked_timeout_s(request.headers.get("x-request-timeout-ms"))
+            header_s = asked_timeout_s(visit.headers.get("x-request-timeout-ms"))
             body = await body_of(request, access)
-            asked = v2.parsed(body, framing, self._model, self._fresh_ids, access.max_items)
+            asked = v2.parsed(body, visit.headers.get(FRAMING), self._model, self._fresh_ids, access.max_items)
         except InvalidInput as error:
             return JSONResponse(v2.v2_error_body(error), status_code=status_of(error, 400))
         try:
             answers = await self._service.ask(asked.items, min(asked.timeout_s, header_s))
         except Overloaded as refusal:
             return JSONResponse({"error": str(refusal)}, status_code=503, headers=retry_after(refusal))
-        visit_of(request).note(answers)
+        visit.note(answers)
         answered = [a for a in answers if isinstance(a, Answer)]
         if len(answered) < len(answers):
             return JSONResponse({"error": v2.unanswered(answers)}, status_code=503, headers=answer_headers(answers))
