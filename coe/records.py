@@ -83,7 +83,7 @@ class Audit:
     `MISSING_VOTE` where there is none.
 
     outcome: same · differs · failed (the last tier did not answer) · unpaid (no money was left) · busy (the last tier had its
-    hands full) · dropped (the router closed).
+    hands full) · resting (another gear had taken over) · dropped (the router closed).
     """
 
     query_id: str

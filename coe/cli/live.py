@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coe import files
+from coe.cli.auditing import audits_of, unaudited
 from coe.cli.cluster import check_reachable
 from coe.cli.console import Out, place, progress, say, today, wrote
 from coe.cli.hosted import DEFAULT_REQUESTS, MaxUsd, Requests, Spending, Yes, time_hosted
@@ -17,7 +18,7 @@ from coe.cli.offline import PricesFile, check_sources
 from coe.errors import GateExceeded, InvalidInput, Problem
 from coe.records import Bench
 from coe.table import PredictionTable
-from coe.types import Access, Audits, BearerTokens, Gears, Plan, Pool, Profile, Profiles, Scaling, Workload
+from coe.types import Access, BearerTokens, Gears, Plan, Pool, Profile, Profiles, Scaling, Workload
 
 if TYPE_CHECKING:
     from coe.report.summarise import Report
@@ -198,6 +199,7 @@ def build(
       coe build gears.yaml --live serve.yaml --pin accurate -o serve.yaml   stay in one gear; without --pin follow the load
       coe build plan.yaml --access access.yaml --scaling scaling.yaml -o serve.yaml
       coe build plan.yaml --predictions predictions.npz --audits audits.yaml -o serve.yaml
+      coe build gears.yaml --predictions predictions.npz --audits audits.yaml -o serve.yaml   each gear is audited by itself
       coe build plan.yaml --predictions predictions.npz --ledger /home/ray/ledger -o deploy
       cd deploy && ray up aws.yaml
     """
@@ -220,9 +222,6 @@ def build(
         raise InvalidInput(
             Problem("--pin", "names a gear of a deployed file", pin, "give gears.yaml and --live serve.yaml")
         )
-    if live is not None and gears is not None:
-        _write_pin(plan, gears, pin, live, out)
-        return
     if live is not None:
         if scaling is not None:
             remedy = "deploy the scaling first, with a serve.yaml that is built without --live"
@@ -230,7 +229,10 @@ def build(
         if audits is not None:
             remedy = "deploy the audits first, with a serve.yaml that is built without --live"
             raise InvalidInput(Problem("--audits", "are those of the deployed file, with --live", remedy=remedy))
-        _write_live(plan, live, out)
+        if gears is None:
+            _write_live(plan, live, out)
+        else:
+            _write_pin(plan, gears, pin, live, out)
         return
     folder = None if out.suffix in YAML else out
     if folder is not None and ledger is not None and not ledger.is_absolute():
@@ -242,7 +244,7 @@ def build(
         ledger_dir=None if ledger is None else str(ledger),
         access=None if access is None else _read_access(access, is_elsewhere=folder is not None),
         scaling=None if scaling is None else _read_scaling(scaling, plan),
-        audits=None if audits is None else _read_audits(audits, plan, table),
+        audits=None if audits is None else audits_of(audits, gears or plan, table),
         gears=gears,
         host=address,
         port=port,
@@ -251,6 +253,8 @@ def build(
     what = f"{len(plan.placements)} deployments and the router"
     if gears is not None:
         _tell_gears(gears, plan)
+        if audits is not None and (one_tier := unaudited(gears)):
+            say(f"audits: none of {', '.join(one_tier)}, where the one tier is the last")
         what += f", {len(gears.gears)} gears"
     if folder is None:
         told = header(plan) if gears is None else gears_header(plan, gears)
@@ -335,23 +339,6 @@ def _read_scaling(path: Path, plan: Plan) -> Scaling:
             "further ones wait until nodes are added"
         )
     return scaling
-
-
-def _read_audits(path: Path, plan: Plan, table: PredictionTable | None) -> Audits:
-    """How audits are made; where the file does not set the alarm and predictions are there, it is set from them, and said."""
-    from coe.cascade.expected import differing_bound
-    from coe.router.audits import can_be_broken
-
-    audits = files.read(path, Audits)
-    if audits.alarm_above is None and table is not None and not can_be_broken(plan.cascade):
-        split = "certification" if plan.cascade.certificate is None else plan.cascade.certificate.split
-        differing, items, bound = differing_bound(plan.cascade, table.split(split), audits.delta)
-        say(
-            f"audits: alarm above {bound:.2%} of all queries, since the last tier answers {differing} of {items} {split} items "
-            f"differently (upper bound at {1 - audits.delta:.0%})"
-        )
-        audits = audits.model_copy(update={"alarm_above": bound})
-    return audits
 
 
 def _read_access(path: Path, *, is_elsewhere: bool) -> Access:

@@ -24,7 +24,7 @@ from coe.types import MISSING_VOTE, Cascade, Count, Fraction, NotNegative, Noun,
 
 DIFFERING_PART = 0.9
 """Of delta, what the rate among audited answers takes; the share of early answers, known from far more, takes the rest."""
-SKIPPED = ("unpaid", "busy", "dropped")
+SKIPPED = ("unpaid", "busy", "resting", "dropped")
 
 Verdict = Literal["kept", "open", "drift"]
 
@@ -38,7 +38,7 @@ class Audited(Noun):
 
     share: Fraction
     usd_per_hour: Positive
-    """The budget, of as many routers as the other figures are of."""
+    """The budget, of as many routers as the other figures are of; gears share it."""
     usd: NotNegative
     """Spent so far; part of the usage."""
     chosen: Count
@@ -48,6 +48,8 @@ class Audited(Noun):
     failed: Count
     skipped: Count
     """Chosen ones that no money or no time was left for."""
+    resting: Count = 0
+    """Of these, those that were left out because another gear had taken over."""
     early: Fraction | None
     """Share of the answered queries that a tier before the last answered."""
     rate: Fraction | None
@@ -146,6 +148,7 @@ class AuditSums:
             differing=differing,
             failed=self._outcomes.get("failed", 0),
             skipped=sum(self._outcomes.get(outcome, 0) for outcome in SKIPPED),
+            resting=self._outcomes.get("resting", 0),
             early=early,
             rate=early * differing / observed if observed and early is not None else None,
             low=low,

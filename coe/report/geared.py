@@ -15,6 +15,7 @@ from coe.cost.model import SECONDS_PER_HOUR
 from coe.errors import InvalidInput, Problem
 from coe.records import Bench, NodeSpan, Record
 from coe.report import words
+from coe.report.audits import Audited, audited
 from coe.report.bill import nodes_and_calls, per_1k
 from coe.report.nouns import Window
 from coe.report.quality import claim_in_words
@@ -52,6 +53,8 @@ class GearRow(Noun):
     usd_rented: NotNegative
     """Of what was rented, the part of its time in service."""
     usd_per_1k_usage: NotNegative | None
+    audits: Audited | None = None
+    """Of this gear's early answers; None where none were made."""
 
 
 class GearsReport(Noun):
@@ -216,6 +219,7 @@ def _row(
         usd_usage=usage,
         usd_rented=rented_usd,
         usd_per_1k_usage=per_1k(usage, answered),
+        audits=audited(plan.cascade, (*inside.audits, *inside.answers), sum(row.usd_audits for row in calls)),
     )
 
 
@@ -317,5 +321,18 @@ def _sentences(report: GearsReport) -> list[str]:
     return [
         f"Rented all the while: {words.usd(report.usd_allocation)}, {rented} per 1,000 queries, whichever gear served.",
         *(f"{r.name}: {r.promised}" for r in report.gears),
+        *(f"{r.name}, shadow audits: {_audits(r.audits)}" for r in report.gears if r.audits is not None),
         *report.notes,
     ]
+
+
+def _audits(a: Audited) -> str:
+    """How many, for how much, and what they have shown."""
+    skipped = f", {a.skipped:,} left out" if a.skipped else ""
+    resting = f" ({a.resting:,} because another gear had taken over)" if a.resting else ""
+    since = "" if a.drift_since_s is None else f" First shown at {words.moment(a.drift_since_s)}."
+    drift = "DRIFT. " if a.verdict == "drift" else ""
+    return (
+        f"{a.observed:,} early answers compared for {words.usd(a.usd)}, {a.differing:,} differ{skipped}{resting}. "
+        f"{drift}{a.says}.{since}"
+    )

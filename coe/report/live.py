@@ -17,6 +17,7 @@ from coe.report import words
 from coe.report.audits import Audited
 from coe.report.bill import bill_of
 from coe.report.live_gears import LiveGears
+from coe.report.live_gears import alarms as gear_alarms
 from coe.report.nouns import Basis, Latency, Report, Served, Window
 from coe.report.queries import CURVE_POINTS
 from coe.report.running import HOUR_S, MINUTE_S, Running, Tally
@@ -180,8 +181,9 @@ def live_view(
     return view.model_copy(update={"alarms": tuple(_alarms(plan, view))})
 
 
-def audits_so_far(running: Running, calls: Iterable[LiveCalls]) -> Audited | None:
-    """The figures of this router's audits; None where it makes none. calls: everything so far."""
+def audits_so_far(running: Running, calls: Iterable[LiveCalls] | None = None) -> Audited | None:
+    """The figures of this router's audits; None where it makes none. calls: everything so far, if that has been counted."""
+    calls = _calls(running, running.total()) if calls is None else calls
     return running.audits.figures(sum(row.usd_audits for row in calls), running.plan.router.replicas)
 
 
@@ -306,6 +308,8 @@ def _alarms(plan: Plan, view: LiveView) -> Iterable[str]:
     """What is not as it should be, the gravest first."""
     if view.audits is not None and view.audits.verdict == "drift":
         yield f"Drift: {view.audits.says}."
+    if view.gears is not None:
+        yield from gear_alarms(view.gears)
     hour, minute = view.window("hour"), view.window("minute")
     if hour.failed:
         yield f"{hour.failed} of {hour.requests} queries of the last hour got no answer."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coe.report import words
+from coe.report.audits import Audited
 from coe.types import Count, Fraction, Name, NotNegative, Noun, OpenFraction, Positive
 
 
@@ -23,6 +24,8 @@ class LiveGear(Noun):
     """In service so far."""
     requests: Count
     answers: Count
+    audits: Audited | None = None
+    """Of its own early answers; None where none are made, or it was not in service so far."""
 
 
 class LiveGears(Noun):
@@ -54,4 +57,15 @@ def notes(gears: LiveGears) -> tuple[str, ...]:
                 f"Gear {gear.name} was in service for {words.seconds(gear.seconds)} ({share}) and answered"
                 f" {gear.answers:,} queries: {gear.promised}"
             )
+        if gear.audits is not None and gear.name != gears.now:
+            told.append(f"Audits of gear {gear.name}: {gear.audits.says}.")
     return tuple(told)
+
+
+def alarms(gears: LiveGears) -> tuple[str, ...]:
+    """What the audits of gears that are not in service have shown; of the one that is, its own page says it."""
+    return tuple(
+        f"Drift in gear {gear.name}: {gear.audits.says}."
+        for gear in gears.gears
+        if gear.name != gears.now and gear.audits is not None and gear.audits.verdict == "drift"
+    )

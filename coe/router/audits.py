@@ -7,7 +7,7 @@ hands full, is left out for reasons that have nothing to do with its answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from coe.cost.model import SECONDS_PER_HOUR, usd_per_busy_s
 from coe.errors import InvalidInput, Problem
 from coe.placement.fees import call_fee_usd
 from coe.records import Auditing, BatchRun
-from coe.types import Audits, Cascade, Placement, Plan
+from coe.types import Audits, Cascade, Gears, Placement, Plan
 
 BURST_S = 60.0
 """The purse holds the money of so long, or of one audit if that is more."""
@@ -37,6 +37,10 @@ class Purse:
         self.most_usd = max(self._usd_per_s * BURST_S, smallest_usd)
         self._usd, self._at_s = 0.0, now_s
 
+    def hold(self, usd: float) -> None:
+        """Be large enough for an audit of so much."""
+        self.most_usd = max(self.most_usd, usd)
+
     def reserve(self, usd: float, now_s: float) -> bool:
         """Take so much if it is there."""
         if now_s > self._at_s:
@@ -53,10 +57,15 @@ class Purse:
 
 
 class Auditor:
-    """Chooses among the early answers of one router, and keeps its purse."""
+    """Chooses among the early answers that one router gives by one plan, and pays for their audits."""
 
-    def __init__(self, audits: Audits, plan: Plan, rng: np.random.Generator, now_s: float) -> None:
-        """Raises `InvalidInput` where nothing is answered early, nobody says what drift is, or no audit can be paid."""
+    def __init__(
+        self, audits: Audits, plan: Plan, rng: np.random.Generator, now_s: float, purse: Purse | None = None
+    ) -> None:
+        """purse: that of the router, where it serves other plans, too; else a new one.
+
+        Raises `InvalidInput` where nothing is answered early, nobody says what drift is, or no audit can be paid.
+        """
         if len(plan.cascade.tiers) == 1:
             raise InvalidInput(Problem("audits", "need a tier before the last, and the cascade has one tier"))
         self.audits, self.alarm_above = audits, alarm_of(audits, plan.cascade)
@@ -66,7 +75,8 @@ class Auditor:
             found = f"{usd_per_hour:g} per router, and an audit is planned to cost {self.usd_each:.4g}"
             raise InvalidInput(Problem("audits: usd_per_hour", "must pay for one audit an hour", found, "raise it"))
         self._rng = rng
-        self._purse = Purse(usd_per_hour, self.usd_each, now_s)
+        self._purse = purse or Purse(usd_per_hour, self.usd_each, now_s)
+        self._purse.hold(self.usd_each)
         self._usd_per_s: Mapping[str, float] = {o.node_type: usd_per_busy_s(o, 1.0) for o in plan.offers}
 
     def began(self, now_s: float, strictness: int = 0) -> Auditing:
@@ -89,6 +99,55 @@ class Auditor:
     def billed(self, run: BatchRun) -> None:
         """A call of audits has been paid."""
         self._purse.settle(0.0, run.busy_s * run.share * self._usd_per_s[run.node_type] + run.fee_usd)
+
+
+class Accounts:
+    """The audits of one router: an account for every plan that it serves, and one purse for all.
+
+    Each gear has a certificate of its own, so it is audited by itself: its early answers, its last tier, its alarm, its gates.
+    They share the money, which is one budget in the file; whoever has an answer to audit takes from it.
+    """
+
+    def __init__(self, audits: Audits, served: Plan | Gears, rng: np.random.Generator, now_s: float) -> None:
+        """served: the plan, or gears as `coe.placement.together` has them served.
+
+        Raises `InvalidInput` with everything for which audits cannot be of these plans, and for alarms of unknown gears.
+        """
+        plans = {None: served} if isinstance(served, Plan) else {n: g.plan for n, g in zip(served.names, served.gears, strict=True)}
+        self._audits, self._rng = audits, rng
+        self._name_of = {plan.fingerprint(): name for name, plan in plans.items()}
+        routers = next(iter(plans.values())).router.replicas
+        self._purse = Purse(audits.usd_per_hour / routers, 0.0, now_s)
+        if problems := list(_problems(audits, plans)):
+            raise InvalidInput(problems)
+
+    def auditor(self, plan: Plan, now_s: float) -> Auditor | None:
+        """The auditor of a plan that comes into service; None for a gear that has one tier, whose answers are the last tier's.
+
+        Raises `InvalidInput` for a plan that is no gear and cannot be audited.
+        """
+        fingerprint = plan.fingerprint()
+        name = self._name_of.get(fingerprint)
+        if name is not None and len(plan.cascade.tiers) == 1:
+            return None
+        return Auditor(self._audits.of_gear(name), plan, self._rng, now_s, self._purse)
+
+
+def _problems(audits: Audits, plans: Mapping[str | None, Plan]) -> Iterator[Problem]:
+    """Why these plans cannot be audited so."""
+    gears = [name for name in plans if name is not None]
+    for name in sorted(set(audits.alarms) - set(gears)):
+        remedy = f"there are: {', '.join(gears)}" if gears else "give `alarm_above`: one plan is served, without gears"
+        yield Problem("audits: alarms", "must be of gears of the service", name, remedy)
+    early = {name: plan for name, plan in plans.items() if name is None or len(plan.cascade.tiers) > 1}
+    if not early:
+        yield Problem("audits", "need a tier before the last, and every gear has one tier")
+    for name, plan in early.items():
+        try:
+            Auditor(audits.of_gear(name), plan, np.random.default_rng(0), 0.0)
+        except InvalidInput as error:
+            for p in error.problems:
+                yield p if name is None else Problem(f"gear '{name}': {p.where}", p.rule, p.found, p.remedy)
 
 
 def usd_per_audit(plan: Plan) -> float:

@@ -4,12 +4,17 @@ They go in batches of their own, one at a time, and only where nothing waits bef
 beside them, or nothing else is under way there. So only where a tier has a single replica may a query that comes meanwhile
 find it busy, for one batch, as the plan's bound of the latency supposes anyway. Audits ask the last tier's own members; what
 that tier carries is left out, since an early answer did not wait for it.
+
+They go only while their plan is in service. When the router changes gears, its members may be busy for the other gear, or their
+replicas may be fewer: what waits then is left out as `resting`, and so is what is chosen among the answers that the plan still
+gives. None of it has to do with what the answers are. What is under way ends and counts.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from coe.records import Answer, Audit, BatchRun
@@ -26,6 +31,9 @@ FILL_S = 1.0
 QUEUE_BATCHES = 2
 """So many batches may wait; what is chosen beyond is skipped."""
 
+is_for_audits: ContextVar[bool] = ContextVar("is_for_audits", default=False)
+"""True within a call of a member that is made for audits."""
+
 
 class Shadow:
     """Audits of one router. Made for its core, whose last tier it asks."""
@@ -37,6 +45,7 @@ class Shadow:
         self._asked: dict[int, Query] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._is_open = True
+        self._is_resting = False
 
     def offer(self, query: Query, answer: Answer) -> None:
         """An answer has been given: audit it, if it is an early one, is chosen, and there is money and room."""
@@ -46,6 +55,8 @@ class Shadow:
         audit = Query(query.query_id, query.item, now, now, query.result, audited=answer)
         if not self._is_open:
             self._end(audit, "dropped")
+        elif self._is_resting:
+            self._end(audit, "resting")
         elif self._tier.waiting or len(self._waiting) >= QUEUE_BATCHES * self._tier.batch_size:
             self._end(audit, "busy")
         elif not self.auditor.can_pay(now):
@@ -83,6 +94,7 @@ class Shadow:
         return batch
 
     async def _ask(self, batch: list[Query]) -> None:
+        is_for_audits.set(True)  # of this task and those that it starts
         try:
             await self._tier.audit(batch)
         finally:
@@ -103,14 +115,28 @@ class Shadow:
         """A call was made for audits."""
         self.auditor.billed(run)
 
+    def rest(self) -> None:
+        """Another plan is in service from now on: no audits until `wake`; those that wait are left out."""
+        self._is_resting = True
+        self._leave_out("resting")
+
+    def wake(self) -> None:
+        """The plan is in service again."""
+        self._is_resting = False
+
     def close(self) -> None:
         """No more audits; those that wait are dropped."""
         self._is_open = False
+        self._leave_out("dropped")
+
+    def _leave_out(self, outcome: str) -> None:
+        """End what waits."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         self.auditor.ended(len(self._waiting))
         while self._waiting:
-            self._end(self._waiting.popleft(), "dropped")
+            self._end(self._waiting.popleft(), outcome)
 
     def _give_up(self) -> None:
         """End what was asked and has not been heard: only where the router closes is there any."""

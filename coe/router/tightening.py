@@ -7,8 +7,12 @@ gate is closed and the tier passes on everything. Then every query is answered b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
+from coe.records import Auditing, Record
+from coe.router.audits import Auditor
 from coe.types import FRACTION_RULES, Cascade, Tier
 
 
@@ -39,6 +43,35 @@ def tightened(cascade: Cascade, strictness: int) -> Gates:
             tiers[number] = stricter
             says.append(f"tier {number + 1} {why}")
     return Gates(tuple(tiers), frozenset(closed), "; ".join(says))
+
+
+class Seen(Protocol):
+    """What audits have shown at the present gates."""
+
+    settings: Auditing | None
+    drift_since_s: float | None
+
+
+class Tightening:
+    """Makes the gates of one plan a step stricter each time that drift shows anew, where that is wanted. Nothing here goes back:
+    that takes a new plan, or a new router."""
+
+    def __init__(
+        self, auditor: Auditor, cascade: Cascade, seen: Seen, follow: Callable[[Gates], None], record: Callable[[Record], None]
+    ) -> None:
+        """seen: counts every record before `audited` hears of it.   follow: puts gates into service."""
+        self._auditor, self._cascade, self._seen = auditor, cascade, seen
+        self._follow, self._record = follow, record
+
+    def audited(self, now_s: float) -> Gates | None:
+        """An audit has ended: the gates that are in service from now on, where they are others than before."""
+        if not self._auditor.audits.tighten or self._seen.drift_since_s is None or self._seen.settings is None:
+            return None
+        strictness = self._seen.settings.strictness + 1
+        gates = tightened(self._cascade, strictness)
+        self._follow(gates)
+        self._record(self._auditor.began(now_s, strictness))
+        return gates
 
 
 def _stricter(tier: Tier, voters: int, steps: int) -> tuple[Tier | None, str]:

@@ -26,7 +26,7 @@ from coe.fleet.setup import Setup
 from coe.placement.together import as_served
 from coe.prices.catalog import provenance
 from coe.report.quality import claim_in_words
-from coe.router.audits import Auditor
+from coe.router.audits import Accounts
 from coe.router.changing import changeable
 from coe.serving.ray_service_schema import check_ray_service
 from coe.serving.scaling_policy import ROUTER, application_policy
@@ -54,13 +54,10 @@ def serve_config(
     gears: as `coe.placement.together` has them served by `plan`.   grpc_port: where it also listens for gRPC; None for nowhere.
 
     Raises `InvalidInput` for hosted models without a price in the plan, for node types that cannot be labels, for two
-    ports that are one, and for audits that cannot be of this plan.
+    ports that are one, and for audits that cannot be of this plan or of these gears.
     """
-    if audits is not None and gears is not None:
-        remedy = "build the plan whose answers are to be audited, or gears without audits"
-        raise InvalidInput(Problem("--audits", "are made of one plan, and gears are several", remedy=remedy))
     if audits is not None:
-        Auditor(audits, plan, np.random.default_rng(0), 0.0)  # refuses what the router would refuse
+        Accounts(audits, gears or plan, np.random.default_rng(0), 0.0)  # refuses what the router would refuse
     if grpc_port == port:
         rule, remedy = "must be another port than that of HTTP", "choose another --grpc-port"
         raise InvalidInput(Problem("--grpc-port", rule, str(grpc_port), remedy))
@@ -114,7 +111,7 @@ def live_config(plan: Plan, deployed: dict[str, Any]) -> dict[str, Any]:
     """A deployed `serve.yaml` with another plan for its router to go over to without a restart, for `serve deploy`. Where it has
     gears the plan is pinned: it is served whatever the load is, by the replicas that stand.
 
-    Raises `InvalidInput` where that is no such file, and for a plan that needs other deployments.
+    Raises `InvalidInput` where that is no such file, and for a plan that needs other deployments or cannot be audited as deployed.
     """
     served, gears = _deployed(deployed)
     if gears is not None:
@@ -122,6 +119,8 @@ def live_config(plan: Plan, deployed: dict[str, Any]) -> dict[str, Any]:
     if reasons := changeable(plan, served):
         remedy = "deploy a serve.yaml that `coe build` writes without --live: members restart one after the other"
         raise InvalidInput(Problem("--live", f"this plan cannot be served live: {'; '.join(reasons)}", remedy=remedy))
+    if (audits := deployed["applications"][0]["args"].get("audits")) is not None:
+        Accounts(Audits.model_validate(audits).of_gear(None), plan, np.random.default_rng(0), 0.0)
     return _with_user_config(deployed, {"plan": plan.model_dump(mode="json", exclude_none=True)})
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from coe.errors import InvalidInput, Problem
+from coe.report.live import audits_so_far
 from coe.report.live_gears import LiveGear, LiveGears
 from coe.report.quality import claim_in_words
 from coe.router.shifting import Gearbox
@@ -99,11 +100,12 @@ class Geared:
         )
 
     def _seen(self, number: int, gear: Gear) -> LiveGear:
-        seconds, requests, answers = 0.0, 0, 0
+        seconds, requests, answers, audits = 0.0, 0, 0, None
         if number in self._kept:
             running = self._kept[number].watch.running
             total, now_s = running.total(), self._clock()
             answers, requests = total.answers, total.answers + total.failed
+            audits = audits_so_far(running)
             seconds = max(0.0, now_s - running.started_s - running.presence.absent_s(running.started_s, now_s))
         certificate = gear.plan.cascade.certificate
         return LiveGear(
@@ -117,4 +119,5 @@ class Geared:
             seconds=seconds,
             requests=requests,
             answers=answers,
+            audits=audits,
         )

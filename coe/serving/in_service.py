@@ -19,12 +19,12 @@ from coe.records import Answer, Audit, Record
 from coe.router.audits import Auditor
 from coe.router.core import RouterCore
 from coe.router.queries import Call, Reply, Unanswered
-from coe.router.tightening import tightened
+from coe.router.tightening import Tightening
 from coe.serving.following import follow
 from coe.serving.live_page import Watch
 from coe.serving.meter import Meter
 from coe.serving.readiness import Readiness
-from coe.types import Audits, Placement, Plan
+from coe.types import Placement, Plan
 
 if TYPE_CHECKING:
     from coe.serving.tracing import QueryTracing
@@ -53,13 +53,12 @@ class InService:
         followed: Collection[str] = (),
         keeping: LedgerLimits | None = None,
         tracing: QueryTracing | None = None,
-        audits: Audits | None = None,
+        auditor: Auditor | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """call: asks a placement's replicas.   router: how this one is called among several.   followed: deployments whose
-        replicas come and go.   keeping: sizes and ages of the ledger's files.   audits: None for none. Raises `InvalidInput`
-        for audits that cannot be of this plan."""
-        self._auditor = None if audits is None else Auditor(audits, plan, np.random.default_rng(), time.time())
+        replicas come and go.   keeping: sizes and ages of the ledger's files.   auditor: of this plan; None for no audits."""
+        self._auditor, self._clock = auditor, clock
         self.plan = plan
         self._followed = followed
         self._call = call
@@ -85,8 +84,11 @@ class InService:
             usd_per_busy_s={p.deployment: usd_per_busy_s(plan.offer(p.node_type), p.share) for p in plan.placements},
             auditor=self._auditor,
         )
-        if self._auditor is not None:
-            self._meter.record(self._auditor.began(time.time()))
+        self._tightening = None
+        if auditor is not None:
+            seen = self.watch.running.audits
+            self._tightening = Tightening(auditor, plan.cascade, seen, self._core.follow, self._meter.record)
+            self._meter.record(auditor.began(clock()))
         self._background: tuple[asyncio.Task[None], ...] = ()
 
     def start(self) -> None:
@@ -110,11 +112,15 @@ class InService:
 
     def enter(self, at_s: float) -> None:
         """Take what comes from now on: the nodes are this plan's to bill."""
+        if self._core.shadow is not None:
+            self._core.shadow.wake()
         self._meter.start_spans(at_s)
         self.watch.running.enter(at_s)
 
     def leave(self, at_s: float) -> None:
         """Only end what has come: the nodes are another's to bill from now on. `enter` may follow."""
+        if self._core.shadow is not None:
+            self._core.shadow.rest()
         self._meter.stop_spans(at_s)
         self.watch.running.leave(at_s)
 
@@ -140,17 +146,11 @@ class InService:
     def _record(self, record: Record) -> None:
         """Bill and count a record; one that first shows drift makes the gates a step stricter, if that is wanted."""
         self._meter.record(record)
-        if isinstance(record, Audit) and self._auditor is not None and self._auditor.audits.tighten:
-            seen = self.watch.running.audits
-            if seen.drift_since_s is not None and seen.settings is not None:
-                self._tighten(self._auditor, seen.settings.strictness + 1)
-
-    def _tighten(self, auditor: Auditor, strictness: int) -> None:
-        """Go over to stricter gates, and watch them anew. Nothing here goes back: that takes a new plan, or a new router."""
-        gates = tightened(self.plan.cascade, strictness)
-        log.warning("drift: %s", gates.says)
-        self._core.follow(gates)
-        self._meter.record(auditor.began(time.time(), strictness))
+        if isinstance(record, Audit) and self._tightening is not None:
+            gates = self._tightening.audited(self._clock())
+            if gates is not None:
+                where = "" if self.watch.gearing is None else f" in gear {self.plan.name}"
+                log.warning("drift%s: %s", where, gates.says)
 
     def _note_failure(self, deployment: str, error: Exception) -> None:
         """Count a failed call; log the first of each deployment in full, then every hundredth."""
@@ -171,8 +171,8 @@ class InService:
 
     def _restate_audits(self) -> None:
         said = self.watch.running.audits.settings
-        if self._auditor is not None and said is not None and time.time() - said.at_s >= RESTATED_S:
-            self._meter.record(self._auditor.began(time.time(), said.strictness))
+        if self._auditor is not None and said is not None and self._clock() - said.at_s >= RESTATED_S:
+            self._meter.record(self._auditor.began(self._clock(), said.strictness))
 
 
 def hand_over(old: InService, to: InService, at_s: float) -> None:

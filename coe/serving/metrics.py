@@ -21,8 +21,16 @@ Labels = tuple[str, ...]
 Gear = tuple[str, Running, LiveView]
 PINNED = "none"
 """Label of a plan that an operator holds and that is no gear."""
-RISING_GAUGES = frozenset({"coe_cost_saved_usd_total"})
-"""Sums that may fall, and so are no counters to Prometheus."""
+LASTING_GAUGES = frozenset(
+    {
+        "coe_cost_saved_usd_total",
+        "coe_audit_disagreement_ratio",
+        "coe_certificate_drift",
+        "coe_certificate_broken",
+        "coe_audit_strictness",
+    }
+)
+"""Of gears that are not in service, too: a sum that may fall and so is no counter to Prometheus, and what audits have shown."""
 
 
 def exposition(running: Running, view: LiveView) -> bytes:
@@ -35,7 +43,7 @@ def exposition(running: Running, view: LiveView) -> bytes:
 
 def exposition_of_gears(now: tuple[Running, LiveView], others: Sequence[Gear], gears: LiveGears) -> bytes:
     """The same of a router that changes gears: every sample of a plan has the label `gear` too. Of gears that are not in service
-    there are sums only, no gauges; so the service's sums are those over its gears.
+    there are sums, and what their audits have shown, but no other gauges; so the service's sums are those over its gears.
 
     others: (name, sums, view) of the gears that were in service and are not now.
     """
@@ -56,7 +64,7 @@ class _CollectedGears:
         families: dict[str, Metric] = {}
         for name, running, view in (self._now, *self._others):
             for family in _Collected(running, view).collect():
-                if name != self._now[0] and family.type == "gauge" and family.name not in RISING_GAUGES:
+                if name != self._now[0] and family.type == "gauge" and family.name not in LASTING_GAUGES:
                     continue
                 samples = [s._replace(labels={**s.labels, "gear": name}) for s in family.samples]
                 if family.name in families:
@@ -310,14 +318,16 @@ def _audits(view: LiveView) -> Iterator[Metric]:
         return
     yield _counter(
         "coe_audits_total",
-        "Queries chosen for a shadow audit. same, differs: by the last tier's answer. failed: it did not answer.",
+        "Queries chosen for a shadow audit. same, differs: by the last tier's answer. failed: it did not answer."
+        " skipped: no money or no time. resting: another gear had taken over.",
         view,
         ("outcome",),
         {
             ("same",): audits.observed - audits.differing,
             ("differs",): audits.differing,
             ("failed",): audits.failed,
-            ("skipped",): audits.skipped,
+            ("skipped",): audits.skipped - audits.resting,
+            ("resting",): audits.resting,
         },
     )
     yield _counter(

@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from coe.errors import InvalidInput, Problem
 from coe.ledger import LedgerLimits
 from coe.records import Answer
+from coe.router.audits import Accounts
 from coe.router.changing import changeable
 from coe.router.queries import Reply, Unanswered
 from coe.router.shifting import follow_load
@@ -84,7 +85,10 @@ class Router(V2Methods):
         self._ledger_dir, self._keeping = ledger_dir, keeping
         self._spans = provider_of(tracing, os.environ)
         self._handles = {name: by_value(handle) for name, handle in handles.items()}
-        self._scaling, self._audits = scaling, audits
+        self._scaling = scaling
+        self._accounts = (
+            None if audits is None else Accounts(audits, gears or plan, np.random.default_rng(), time.time())
+        )
         self._work = Work(() if gears is None or scaling is None else handles)
         application_name = serve.get_replica_context().app_name
         self._geared = None if gears is None else Geared(gears, self._fresh)
@@ -111,7 +115,8 @@ class Router(V2Methods):
             from coe.serving.tracing import QueryTracing
 
             tracing = QueryTracing(self._spans.get_tracer("coe"), time.time)
-        return InService(plan, self._ledger_dir, self._call, name, followed, self._keeping, tracing, self._audits)
+        auditor = None if self._accounts is None else self._accounts.auditor(plan, time.time())
+        return InService(plan, self._ledger_dir, self._call, name, followed, self._keeping, tracing, auditor)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls it by this name
         """The web application of this replica."""

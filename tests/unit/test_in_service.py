@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from coe.records import Audit, Auditing
 from coe.report.html import render_html
 from coe.report.summarise import summarise
 from coe.report.text import render_text
+from coe.router.audits import Accounts, Auditor
 from coe.router.queries import Reply
 from coe.serving.in_service import InService
 from coe.types import Audits, Placement, Plan
@@ -41,7 +43,9 @@ def served(audits: Audits | None, ledger: Path, queries: int = 160) -> InService
     """So many queries, a few at a time, and the end of the service."""
 
     async def run() -> InService:
-        service = InService(quick(case.plan()), str(ledger), member, "replica-1", audits=audits)
+        plan = quick(case.plan())
+        auditor = None if audits is None else Auditor(audits, plan, np.random.default_rng(0), time.time())
+        service = InService(plan, str(ledger), member, "replica-1", auditor=auditor)
         for start in range(0, queries, 4):
             await service.ask({f"q{n}": np.array([float(n)]) for n in range(start, start + 4)}, 20.0)
             await asyncio.sleep(0.002)
@@ -126,7 +130,6 @@ def test_without_audits_there_is_nothing_of_them(tmp_path: Path) -> None:
     assert "audit" not in render_text(report).lower()
 
 
-def test_audits_without_an_alarm_are_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_audits_without_an_alarm_are_refused_before_anything_starts() -> None:
     with pytest.raises(InvalidInput, match="alarm_above"):
-        InService(case.plan(), None, member, "r", audits=AUDITS.model_copy(update={"alarm_above": None}))
-    assert not list(tmp_path.iterdir())
+        Accounts(AUDITS.model_copy(update={"alarm_above": None}), case.plan(), np.random.default_rng(0), 0.0)

@@ -147,7 +147,10 @@ def test_the_verb_writes_gears_that_build_takes(tmp_path: Path, capsys: pytest.C
         (["gears", places["plan"], "--cascade", places["fast"], "-o", places["other"]], "--predictions: is needed"),
         ([*made[:2], places["plan"], *made[2:], "-o", places["other"]], "goes with one plan"),
         (["report", "--plan", places["gears"], "--ledger", str(tmp_path)], "holds no ledger of these gears"),
-        (["build", places["gears"], "--audits", audits, "-o", places["other"]], "--audits: are made of one plan"),
+        (
+            ["build", places["gears"], "--audits", audits, "--live", places["serve"], "-o", places["other"]],
+            "--audits: are those of the deployed file",
+        ),
         ([*simulated, "--deployed"], "--deployed: is how gears are served"),
     ):
         assert command(arguments_) == 2
