@@ -18,13 +18,13 @@ def audits_of(path: Path, served: Plan | Gears, table: PredictionTable | None) -
         return audits
     if isinstance(served, Plan):
         return audits.model_copy(update={"alarm_above": _alarm(served, table, audits.delta, "audits")})
-    alarms = dict(audits.alarms)
+    alarms = dict(audits.alarms or {})
     for name, gear in zip(served.names, served.gears, strict=True):
         if name in alarms or len(gear.plan.cascade.tiers) == 1:
             continue
         if (alarm := _alarm(gear.plan, table, audits.delta, f"audits of {name}")) is not None:
             alarms[name] = alarm
-    return audits.model_copy(update={"alarms": alarms})
+    return audits.model_copy(update={"alarms": alarms or None})
 
 
 def _alarm(plan: Plan, table: PredictionTable, delta: float, what: str) -> float | None:

@@ -7,7 +7,7 @@ hands full, is left out for reasons that have nothing to do with its answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -113,10 +113,12 @@ class Accounts:
 
         Raises `InvalidInput` with everything for which audits cannot be of these plans, and for alarms of unknown gears.
         """
-        plans = {None: served} if isinstance(served, Plan) else {n: g.plan for n, g in zip(served.names, served.gears, strict=True)}
+        plans: list[tuple[str | None, Plan]] = [(None, served)] if isinstance(served, Plan) else []
+        if isinstance(served, Gears):
+            plans += [(name, gear.plan) for name, gear in zip(served.names, served.gears, strict=True)]
         self._audits, self._rng = audits, rng
-        self._name_of = {plan.fingerprint(): name for name, plan in plans.items()}
-        routers = next(iter(plans.values())).router.replicas
+        self._name_of = {plan.fingerprint(): name for name, plan in plans}
+        routers = plans[0][1].router.replicas
         self._purse = Purse(audits.usd_per_hour / routers, 0.0, now_s)
         if problems := list(_problems(audits, plans)):
             raise InvalidInput(problems)
@@ -133,21 +135,21 @@ class Accounts:
         return Auditor(self._audits.of_gear(name), plan, self._rng, now_s, self._purse)
 
 
-def _problems(audits: Audits, plans: Mapping[str | None, Plan]) -> Iterator[Problem]:
+def _problems(audits: Audits, plans: Sequence[tuple[str | None, Plan]]) -> Iterator[Problem]:
     """Why these plans cannot be audited so."""
-    gears = [name for name in plans if name is not None]
-    for name in sorted(set(audits.alarms) - set(gears)):
+    gears = [name for name, _ in plans if name is not None]
+    for name in sorted(set(audits.alarms or ()) - set(gears)):
         remedy = f"there are: {', '.join(gears)}" if gears else "give `alarm_above`: one plan is served, without gears"
         yield Problem("audits: alarms", "must be of gears of the service", name, remedy)
-    early = {name: plan for name, plan in plans.items() if name is None or len(plan.cascade.tiers) > 1}
+    early = [(name, plan) for name, plan in plans if name is None or len(plan.cascade.tiers) > 1]
     if not early:
         yield Problem("audits", "need a tier before the last, and every gear has one tier")
-    for name, plan in early.items():
+    for gear, plan in early:
         try:
-            Auditor(audits.of_gear(name), plan, np.random.default_rng(0), 0.0)
+            Auditor(audits.of_gear(gear), plan, np.random.default_rng(0), 0.0)
         except InvalidInput as error:
             for p in error.problems:
-                yield p if name is None else Problem(f"gear '{name}': {p.where}", p.rule, p.found, p.remedy)
+                yield p if gear is None else Problem(f"gear '{gear}': {p.where}", p.rule, p.found, p.remedy)
 
 
 def usd_per_audit(plan: Plan) -> float:

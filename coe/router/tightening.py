@@ -57,7 +57,12 @@ class Tightening:
     that takes a new plan, or a new router."""
 
     def __init__(
-        self, auditor: Auditor, cascade: Cascade, seen: Seen, follow: Callable[[Gates], None], record: Callable[[Record], None]
+        self,
+        auditor: Auditor,
+        cascade: Cascade,
+        seen: Seen,
+        follow: Callable[[Gates], None],
+        record: Callable[[Record], None],
     ) -> None:
         """seen: counts every record before `audited` hears of it.   follow: puts gates into service."""
         self._auditor, self._cascade, self._seen = auditor, cascade, seen

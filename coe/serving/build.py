@@ -111,7 +111,8 @@ def live_config(plan: Plan, deployed: dict[str, Any]) -> dict[str, Any]:
     """A deployed `serve.yaml` with another plan for its router to go over to without a restart, for `serve deploy`. Where it has
     gears the plan is pinned: it is served whatever the load is, by the replicas that stand.
 
-    Raises `InvalidInput` where that is no such file, and for a plan that needs other deployments or cannot be audited as deployed.
+    Raises `InvalidInput` where that is no such file, for a plan that needs other deployments, and for one that cannot be
+    audited as deployed.
     """
     served, gears = _deployed(deployed)
     if gears is not None:

@@ -25,12 +25,12 @@ class Audits(Noun):
     alarm_above: OpenFraction | None = None
     """The share of all queries on which the last tier may answer differently before it is called drift. None where the
     certificate says it: its epsilon, if it claims `disagreement`."""
-    alarms: dict[str, OpenFraction] = {}
+    alarms: dict[str, OpenFraction] | None = None
     """Gear -> its own `alarm_above`, for a service that changes gears: each has another share of answers that differ."""
     tighten: bool = False
     """While there is drift, early tiers answer only what they are surer of: a step stricter each time that it shows anew."""
 
     def of_gear(self, name: str | None) -> Audits:
         """How the answers of one gear are audited, or those of a plan that is no gear."""
-        alarm = self.alarm_above if name is None else self.alarms.get(name, self.alarm_above)
-        return self.model_copy(update={"alarm_above": alarm, "alarms": {}})
+        alarm = self.alarm_above if name is None else (self.alarms or {}).get(name, self.alarm_above)
+        return self.model_copy(update={"alarm_above": alarm, "alarms": None})

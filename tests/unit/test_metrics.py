@@ -133,7 +133,13 @@ def test_the_designs_names_are_there() -> None:
 def test_audits_are_there_where_they_are_made() -> None:
     running = counted(case.records(), case.START_S - 9)
     found = scraped(running, NOW_S, AUDITS)
-    assert found["coe_audits_total"] == {("same",): 27, ("differs",): 3, ("failed",): 2, ("skipped",): 1, ("resting",): 0}
+    assert found["coe_audits_total"] == {
+        ("same",): 27,
+        ("differs",): 3,
+        ("failed",): 2,
+        ("skipped",): 1,
+        ("resting",): 0,
+    }
     assert found["coe_audit_disagreement_ratio"][("alarm",)] == 0.08
     assert found["coe_certificate_drift"] == {(): 0}
     drifting = AUDITS.model_copy(update={"verdict": "drift"})

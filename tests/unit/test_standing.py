@@ -10,6 +10,7 @@ import pytest
 
 from coe import files
 from coe.cascade.evaluate import evaluate
+from coe.cascade.expected import differing_bound
 from coe.cli.main import run as command
 from coe.errors import InvalidInput
 from coe.placement.gears import BACK
@@ -121,6 +122,20 @@ def test_the_verb_writes_gears_that_build_takes(tmp_path: Path, capsys: pytest.C
     ran = [*simulated, "--gears", places["gears"], "--deployed", "--rate", "80", "--duration", "10"]
     assert command([*ran, "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["goodput"] > 0.9
+
+    silent, audited = str(tmp_path / "silent.yaml"), str(tmp_path / "audited.yaml")
+    files.write(silent, Audits(share=0.1, usd_per_hour=1.0))
+    built = ["build", places["gears"], "--predictions", predictions, "--uncertified", "--audits", silent, "-o", audited]
+    assert command(built) == 0
+    told = capsys.readouterr().err
+    alarms = files.yaml_mapping(Path(audited))["applications"][0]["args"]["audits"]["alarms"]
+    for gear in found.gears:
+        differing, items, bound = differing_bound(gear.plan.cascade, SAMPLE, 0.05)
+        assert alarms[gear.name] == bound
+        assert f"audits of {gear.name}: alarm above {bound:.2%}" in told
+        assert f"answers {differing} of {items} certification items" in " ".join(told.split())
+    assert command([*built[:2], *built[4:-1], places["other"]]) == 2
+    assert "gear 'fast': audits: alarm_above: must be given" in " ".join(capsys.readouterr().err.split())
 
     bare = [
         found.gears[0],
