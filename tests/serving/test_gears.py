@@ -32,7 +32,7 @@ from coe.report.geared import GearsReport
 from coe.serving.cluster import ClusterState, free_port
 from coe.serving.ready import wait_until_running
 from coe.table import PredictionTable
-from coe.types import Fleet, Gears, Member, Pool
+from coe.types import Audits, Fleet, Gears, Member, Pool
 from tests import factories, gears_case
 from tests.serving.test_service import rows_of
 
@@ -91,12 +91,16 @@ def geared(
     write_predictions(folder / "predictions.npz", gears_case.TABLE)
     gears = gears_of(gears_case.TABLE, folder / "predictions.npz", test_fleet)
     files.write(folder / "gears.yaml", gears)
+    audits = Audits(share=0.5, usd_per_hour=100.0, alarms={"accurate": 0.5, "fast": 0.6})
+    files.write(folder / "audits.yaml", audits)
     port, ledger = free_port(), str(folder / "ledger")
     built = [
         "build",
         str(folder / "gears.yaml"),
         "--ledger",
         ledger,
+        "--audits",
+        str(folder / "audits.yaml"),
         "--port",
         str(port),
         "-o",
@@ -180,6 +184,16 @@ def test_the_gear_follows_a_load_step_up_and_back_and_nothing_is_lost(
     metrics = httpx.get(f"{geared.url}/metrics").text
     value = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in metrics.splitlines() if line[0] != "#"}
     assert sum(v for k, v in value.items() if k.startswith("coe_requests_total{")) == len(answers)
+
+    # and each gear's early answers are audited, on its own account
+    shown = {g["name"]: g["audits"] for g in geared.live()["gears"]}
+    for row in report.gears:
+        assert row.audits is not None
+        assert row.audits.observed > 5
+        assert row.audits.usd > 0
+        assert row.audits.alarm_above == {"accurate": 0.5, "fast": 0.6}[row.name]
+        audited = sum(v for k, v in value.items() if k.startswith("coe_audits_total") and f'gear="{row.name}"' in k)
+        assert audited == row.audits.chosen == shown[row.name]["chosen"]
 
 
 def test_an_operator_pins_a_gear_and_lets_it_go(geared: Geared) -> None:
