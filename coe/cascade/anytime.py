@@ -30,6 +30,8 @@ RARE: Prior = (0.5, 5.0)
 """The stake where hits are rare, as mistakes are. Every prior is as valid; this one saves about a quarter of the draws there."""
 ANY: Prior = (0.5, 0.5)
 """Jeffreys': where nothing is known of the rate."""
+DIFFERING_PART = 0.9
+"""Of delta, what the rate among audited answers takes; the share of early answers, known from far more, takes the rest."""
 _EXACT = 1e-6
 """A bound is found to so much; smaller gains than that are not looked for."""
 

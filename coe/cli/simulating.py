@@ -18,16 +18,19 @@ import typer
 
 from coe import files
 from coe.cli.arriving import Arrivals, Trace, Unit, drawn, of_trace
+from coe.cli.auditing import audits_of
 from coe.cli.console import place, progress, say, wrote
 from coe.errors import GateExceeded, InvalidInput, Problem
 from coe.records import Record
 from coe.table import PredictionTable
-from coe.types import FloatArray, Gears, IntArray, Plan, Profiles, Scenario
+from coe.types import Audits, FloatArray, Gears, IntArray, Plan, Profiles, Scenario
 
 if TYPE_CHECKING:
+    from coe.simulator.auditing import SimulatedAudits
     from coe.simulator.figures import Simulated
 
 DURATION_S = 300.0
+SECONDS_PER_HOUR = 3600.0
 SPLIT = "test"
 SILENT_AT_ZERO = ("unanswered", "of them refused", "degraded")
 TOLD = 12
@@ -93,6 +96,22 @@ def simulate(
             help="With --gears: the machines of all gears stand all the while, as `coe build` deploys them.",
         ),
     ] = False,
+    audits: Annotated[
+        Path | None,
+        typer.Option(
+            "--audits", help="audits.yaml: early answers that the last tier sees, too; what they cost and show."
+        ),
+    ] = None,
+    breach: Annotated[
+        float | None,
+        typer.Option(
+            "--breach",
+            min=1e-6,
+            max=1.0,
+            help="With --audits: say how soon they would show that so large a share of all queries differs "
+            "[default: twice the alarm].",
+        ),
+    ] = None,
     engine: Annotated[
         EngineName,
         typer.Option(
@@ -124,6 +143,7 @@ def simulate(
       coe simulate plan.yaml --predictions predictions.npz --profiles profiles.yaml --trace trace.csv.gz --scale 10
       coe simulate plan.yaml --predictions predictions.npz --profiles profiles.yaml --scenario spot.yaml
       coe simulate plan.yaml --predictions predictions.npz --profiles profiles.yaml --gears gears.yaml --deployed
+      coe simulate plan.yaml --predictions predictions.npz --profiles profiles.yaml --audits audits.yaml --breach 0.1
     """
     from coe.simulator.verify import verdict
 
@@ -134,18 +154,22 @@ def simulate(
     if compare is not None and form is Form.json:
         raise InvalidInput(Problem("--compare", "prints text alone", remedy="leave out --format json"))
     plan, known = files.read(plan_file, Plan), files.read(profiles, Profiles)
-    table = files.read_predictions(predictions)
+    whole = files.read_predictions(predictions)
     _tell_of_other_inputs(plan, [profiles, predictions])
-    table = table.split(split)
+    table = whole.split(split)
     if deployed and gears is None:
         raise InvalidInput(Problem("--deployed", "is how gears are served", remedy="give --gears"))
+    if breach is not None and audits is None:
+        raise InvalidInput(Problem("--breach", "is what audits are to show", remedy="give --audits"))
+    shifting = None if gears is None else files.read(gears, Gears)
     world = _World(
         plan,
         known,
         table,
         None if scenario is None else files.read(scenario, Scenario),
-        None if gears is None else files.read(gears, Gears),
+        shifting,
         deployed,
+        None if audits is None else audits_of(audits, shifting or plan, whole),
         engine,
         warm_up,
     )
@@ -168,7 +192,7 @@ def simulate(
     if form is Form.json:
         print(json.dumps([dataclasses.asdict(f) for f in figures], indent=2))
     else:
-        print(_told(figures) + _happened(runs[0].told), end="")
+        print(_told(figures) + _audits_told(figures, breach) + _happened(runs[0].told), end="")
         if compare is not None:
             print(_compared(plan, figures, compare), end="")
     judged = verdict(figures, plan.workload)
@@ -187,6 +211,7 @@ class _World:
     scenario: Scenario | None
     gears: Gears | None
     deployed: bool
+    audits: Audits | None
     engine: EngineName
     warm_up_s: float
 
@@ -195,6 +220,8 @@ class _World:
         """What the compiled engine does not know; empty where there is nothing."""
         from coe.simulator.verify import beyond_compiled
 
+        if self.audits is not None:
+            return "shadow audits"
         if self.scenario is not None or self.gears is not None:
             return "a scenario or gears"
         return beyond_compiled(self.plan, self.profiles)
@@ -247,6 +274,7 @@ def _run(job: _Job) -> _Done:
         item=job.item,
         gears=w.gears,
         deployed=w.deployed,
+        audits=w.audits,
         seed=job.seed,
         warm_up_s=w.warm_up_s,
     )
@@ -331,6 +359,64 @@ def _told(figures: Sequence[Simulated]) -> str:
     if first.saved_items:
         lines.append(f"  decided early: {first.saved_items} calls of an item were not needed (the first run)")
     return "\n".join(lines) + "\n"
+
+
+def _audits_told(figures: Sequence[Simulated], breach: float | None) -> str:
+    """What audits cost and what they would show; means of all runs, and the first run's bounds."""
+    lines = []
+    for first in figures[0].audits:
+        runs = [a for f in figures for a in f.audits if a.gear == first.gear]
+        hours = sum(a.seconds for a in runs) / SECONDS_PER_HOUR
+        per_hour, usd, planned, planned_usd = (
+            sum(values) / hours
+            for values in (
+                [a.observed for a in runs],
+                [a.usd for a in runs],
+                [a.planned for a in runs],
+                [a.planned_usd for a in runs],
+            )
+        )
+        left_out = {
+            name: sum(getattr(a, name) for a in runs) for name in ("unpaid", "busy", "resting", "dropped", "failed")
+        }
+        lines += [
+            f"  audits{' of ' + first.gear if first.gear else ''} of {first.share:.4g} of the early answers, for at most "
+            f"${first.usd_per_hour:.4g} per hour",
+            f"    planned               {planned:.4g} per hour, ${planned_usd:.4g} at ${first.usd_each:.4g} each",
+            f"    made                  {per_hour:.4g} per hour, ${usd:.4g}; {_counts(left_out)}",
+            f"    differ, of all        {first.low:.2%} to {first.high:.2%} at {1 - first.delta:.0%}, by "
+            f"{first.observed} audits: {first.verdict}; alarm above {first.alarm_above:.2%} (the first run)",
+            f"    {_shown(first, runs, breach, per_hour)}",
+        ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _counts(left_out: dict[str, int]) -> str:
+    told = ", ".join(f"{count} {name}" for name, count in left_out.items() if count)
+    return f"left out: {told}" if told else "none left out"
+
+
+def _shown(first: SimulatedAudits, runs: Sequence[SimulatedAudits], breach: float | None, per_hour: float) -> str:
+    """How soon a share of differing answers would be shown."""
+    from coe.cascade.expected import LONGEST, audits_until_shown
+
+    early = float(np.mean([a.early or 0.0 for a in runs]))
+    share = min(2 * first.alarm_above, early) if breach is None else breach
+    if share <= first.alarm_above:
+        return f"a breach of {share:.2%} is not above the alarm, so nothing would show it"
+    chosen = sum(a.chosen for a in runs)
+    audited = first.share * (sum(a.observed for a in runs) / chosen if chosen else 1.0)
+    if not audited:
+        return f"a breach of {share:.2%} would not be shown: no audit was made"
+    found = audits_until_shown(share, first.alarm_above, first.delta, early=early, audited=audited)
+    if found.half is None:
+        return f"a breach of {share:.2%} would take more than {LONGEST:,} audits to show"
+    mean = "" if found.mean is None else f"{found.mean:,.0f} audits in the mean, "
+    most = f"more than {LONGEST:,}" if found.most is None else f"{found.most:,}"
+    took = f" ({found.half / per_hour:.3g} hours)" if per_hour else ""
+    return (
+        f"a breach of {share:.2%} is shown after {mean}{found.half:,}{took} in half of all cases, {most} in nine of ten"
+    )
 
 
 def _compared(plan: Plan, figures: Sequence[Simulated], path: Path) -> str:

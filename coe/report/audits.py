@@ -15,15 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from coe.cascade.anytime import ANY, Bounds
+from coe.cascade.anytime import ANY, DIFFERING_PART, Bounds
 from coe.records import Answer, Audit, Auditing, Record
 from coe.report import words
 from coe.router.audits import can_be_broken, promised_rate
 from coe.router.tightening import tightened
 from coe.types import MISSING_VOTE, Cascade, Count, Fraction, NotNegative, Noun, OpenFraction, Positive
 
-DIFFERING_PART = 0.9
-"""Of delta, what the rate among audited answers takes; the share of early answers, known from far more, takes the rest."""
 SKIPPED = ("unpaid", "busy", "resting", "dropped")
 
 Verdict = Literal["kept", "open", "drift"]

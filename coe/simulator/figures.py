@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from coe.cost.model import usd_per_busy_s
+from coe.simulator.auditing import SimulatedAudits
 from coe.types import BoolArray, FloatArray, IntArray, Placement, Plan
 
 CONFIDENCE = 0.95
@@ -21,7 +22,7 @@ class Tally:
 
     latency_s, is_right: (queries,); latency is NaN for a query that nobody answered.    entered: (tiers,), queries that joined a
     tier's queue, and waited_s: (tiers,), the seconds they spent there.    calls, items, busy_s: (placements,).    replica_wait_s,
-    service_s, network_s: (placements,), summed over items.
+    service_s, network_s: (placements,), summed over items.    Audits count in busy_s and in dollars alone.
     """
 
     duration_s: float
@@ -42,6 +43,7 @@ class Tally:
     refused: int = 0
     degraded: int = 0
     saved_items: int = 0
+    audits: tuple[SimulatedAudits, ...] = ()
     used_usd: float | None = None
     """For busy time, where not only one plan's placements were busy."""
 
@@ -86,6 +88,8 @@ class Simulated:
     refused: float = 0.0
     degraded: float = 0.0
     saved_items: int = 0
+    audits: tuple[SimulatedAudits, ...] = ()
+    """One for each plan that was in service; empty where none are made."""
 
 
 def figures(plan: Plan, tally: Tally, seed: int) -> Simulated:
@@ -118,6 +122,7 @@ def figures(plan: Plan, tally: Tally, seed: int) -> Simulated:
         refused=tally.refused / queries,
         degraded=tally.degraded / queries,
         saved_items=tally.saved_items,
+        audits=tally.audits,
     )
 
 

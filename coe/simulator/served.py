@@ -18,11 +18,14 @@ from coe.errors import InvalidInput, Problem
 from coe.placement.fees import call_fee_usd
 from coe.placement.together import Deployment, together
 from coe.records import Answer, Audit, Auditing, BatchRun, NodeSpan, Record
+from coe.router.audits import Accounts
 from coe.router.core import RouterCore
 from coe.router.queries import Overloaded, Reply
 from coe.router.scaling import Patience, wanted_by_ongoing, wanted_by_reach
+from coe.router.shadow import is_for_audits
 from coe.router.shifting import Gearbox, follow_load, next_gear
 from coe.simulator.arrivals import stream
+from coe.simulator.auditing import Account, SimulatedAudits, simulated_audits
 from coe.simulator.figures import Simulated, Tally, figures, placements_of
 from coe.simulator.machines import Machines
 from coe.simulator.network import items_of
@@ -32,6 +35,7 @@ from coe.table import PredictionTable
 from coe.types import (
     ABSTAINED,
     MISSING_VOTE,
+    Audits,
     FloatArray,
     Gears,
     IntArray,
@@ -58,6 +62,15 @@ class Served:
     arrival_s: FloatArray
     latency_s: FloatArray
     item: IntArray
+    plans: tuple[Plan, ...] = ()
+    """In service at any time, as they are served."""
+    plan_of: tuple[str, ...] = ()
+    """Of each record, its plan's fingerprint; "" for node time, which is every plan's."""
+
+    def ledger_of(self, plan: Plan) -> tuple[Record, ...]:
+        """What the service writes of one of its plans, without node time."""
+        wanted = plan.fingerprint()
+        return tuple(r for r, of in zip(self.records, self.plan_of, strict=True) if of == wanted)
 
 
 def serve(
@@ -70,6 +83,7 @@ def serve(
     item: IntArray | None = None,
     gears: Gears | None = None,
     deployed: bool = False,
+    audits: Audits | None = None,
     seed: int = 0,
     warm_up_s: float = 0.0,
 ) -> Served:
@@ -79,7 +93,10 @@ def serve(
     and it begins in the one for the first look-back's load; where they are `deployed`, the machines of all gears stand all the
     while, and every router begins in the lowest gear and changes as the service does (`coe.placement.together`).
 
-    Raises `InvalidInput` for no arrivals, for a warm-up that leaves none, and for members without predictions or profiles.
+    With `audits` every router shows early answers to the last tier, as the service does, and gates may become stricter.
+
+    Raises `InvalidInput` for no arrivals, for a warm-up that leaves none, for members without predictions or profiles, and for
+    audits that cannot be of these plans.
     """
     if len(arrival_s) == 0:
         raise InvalidInput(Problem("arrivals", "there are none", remedy="simulate longer, or at a higher rate"))
@@ -95,7 +112,7 @@ def serve(
     rows = items_of(table, len(arrival_s), item, seed)
     deployment = together(gears) if gears is not None and deployed else None
     service = _Service(
-        plan, profiles, table, arrival_s, rows, scenario or Scenario(), gears, deployment, seed, warm_up_s
+        plan, profiles, table, arrival_s, rows, scenario or Scenario(), gears, deployment, audits, seed, warm_up_s
     )
     return run_virtually(service.run())
 
@@ -125,18 +142,27 @@ class _Sums:
     waited_s: float = 0.0
     computed_s: float = 0.0
     away_s: float = 0.0
+    audit_items: int = 0
+    audit_busy_s: float = 0.0
 
 
 @dataclass
 class _Ledger:
     """Where one router writes; a killed one writes nothing more."""
 
-    write: Callable[[Record], None]
+    write: Callable[[Record, str], None]
+    accounts: Accounts | None
+    """A router that starts again begins with an empty purse."""
     is_open: bool = True
 
-    def record(self, record: Record) -> None:
-        if self.is_open:
-            self.write(record)
+    def of(self, fingerprint: str) -> Callable[[Record], None]:
+        """Writes records of a plan."""
+
+        def record(record: Record) -> None:
+            if self.is_open:
+                self.write(record, fingerprint)
+
+        return record
 
 
 @dataclass(eq=False)
@@ -153,6 +179,14 @@ class _Router:
     """Where gears are deployed together, each router changes by itself."""
     cores: dict[int, RouterCore] = field(default_factory=dict)
     """Gear -> the queues that it has had."""
+    left: list[RouterCore] = field(default_factory=list)
+    """Those of gears that were left for good."""
+
+    @property
+    def every_core(self) -> tuple[RouterCore, ...]:
+        """The present one last."""
+        others = [c for c in (*self.left, *self.cores.values()) if c is not self.core]
+        return (*others, self.core)
 
 
 class _Service:
@@ -166,16 +200,26 @@ class _Service:
         scenario: Scenario,
         gears: Gears | None,
         deployment: Deployment | None,
+        audits: Audits | None,
         seed: int,
         warm_up_s: float,
     ) -> None:
         self._promised, self._profiles, self._table = plan, profiles, table
         self._arrival_s, self._item = arrival_s, item
         self._scenario, self._seed, self._warm_up_s = scenario, seed, warm_up_s
+        self._plan_in: dict[RouterCore, str] = {}
+        """Core -> fingerprint of its plan."""
         self._gears = gears if deployment is None else deployment.gears
         self._deployment = deployment
         self._told: list[tuple[float, str]] = []
         self._records: list[Record] = []
+        self._plan_of: list[str] = []
+        """Of each record."""
+        self._served: dict[str, Plan] = {}
+        """Fingerprint -> plan that was in service."""
+        self._asked: dict[str, int] = {}
+        """Fingerprint -> queries that came to the plan."""
+        self._audits, self._started = audits, 0
         queries = len(arrival_s)
         self._done_s, self._answer = np.full(queries, np.nan), np.full(queries, MISSING_VOTE)
         self._refused = np.zeros(queries, dtype=np.bool_)
@@ -223,7 +267,8 @@ class _Service:
         for task in [*watching, *(t for r in self._routers for t in r.tasks)]:
             task.cancel()
         for router in self._routers:
-            await router.core.close()
+            for core in router.every_core:
+                await core.close()
         self._machines.stop()
         spans = self._machines.spans(end_s)
         tally = self._tally(end_s, spans)
@@ -234,6 +279,8 @@ class _Service:
             self._arrival_s,
             self._done_s - self._arrival_s,
             self._item,
+            tuple(self._served.values()),
+            (*("" for _ in spans), *self._plan_of),
         )
 
     async def _arrivals(self) -> None:
@@ -259,6 +306,8 @@ class _Service:
             router.free_s = max(now, router.free_s) + cost_s
             await asyncio.sleep(router.free_s - now)
         item = np.array([self._item[number]])
+        fingerprint = self._plan_in[router.core]
+        self._asked[fingerprint] = self._asked.get(fingerprint, 0) + 1
         try:
             await router.core.ask({f"q{number}": item}, timeout_s=self._scenario.deadline_s or math.inf)
         except Overloaded:
@@ -312,12 +361,19 @@ class _Service:
             await asyncio.sleep(self._away_s(link, back, len(rows) * sites.bytes_per_answer))
         if asked_s >= self._warm_up_s:
             sums = self._sums[placement.deployment]
+            if is_for_audits.get():
+                sums.audit_items += len(rows)
+                sums.audit_busy_s += busy_s
+                return self._reply(placement, rows, busy_s)
             sums.calls += 1
             sums.items += len(rows)
             sums.busy_s += busy_s
             sums.waited_s += len(rows) * waited_s
             sums.computed_s += len(rows) * computed_s
             sums.away_s += len(rows) * (self._loop.time() - asked_s - waited_s - computed_s)
+        return self._reply(placement, rows, busy_s)
+
+    def _reply(self, placement: Placement, rows: IntArray, busy_s: float) -> Reply:
         return Reply(self._probs[placement.member][rows], busy_s, fee_usd=len(rows) * self._fees[placement.deployment])
 
     def _away_s(self, link: Link, wire: _Wire, size_bytes: float) -> float:
@@ -326,10 +382,19 @@ class _Service:
     # --- Routers -------------------------------------------------------------------------------------------------------
 
     def _new_router(self) -> _Router:
-        ledger = _Ledger(self._record)
+        ledger = self._new_ledger()
         router = _Router(self._new_core(ledger, self._plan), [], ledger)
         self._start(router)
         return router
+
+    def _new_ledger(self) -> _Ledger:
+        """Of a router that starts, with its accounts."""
+        if self._audits is None:
+            return _Ledger(self._record, None)
+        rng = stream(self._seed, f"audits of router {self._started}")
+        self._started += 1
+        served = self._gears or self._plan
+        return _Ledger(self._record, Accounts(self._audits, served, rng, self._loop.time()))
 
     def _start(self, router: _Router) -> None:
         """Keep the queues of a router's core moving, and let it follow the load where it does so by itself."""
@@ -342,7 +407,12 @@ class _Service:
         return Gearbox(gears, now_s, look_back_s=self._scenario.gear_look_back_s)
 
     def _new_core(self, ledger: _Ledger, plan: Plan) -> RouterCore:
-        return RouterCore(
+        fingerprint = plan.fingerprint()
+        self._served.setdefault(fingerprint, plan)
+        write, clock = ledger.of(fingerprint), self._loop.time
+        auditor = None if ledger.accounts is None else ledger.accounts.auditor(plan, clock())
+        account = None if auditor is None else Account(auditor, plan, write, clock, self._teller(plan))
+        core = RouterCore(
             plan.cascade,
             plan.placements,
             self._table.classes,
@@ -350,18 +420,29 @@ class _Service:
             latency_s=plan.workload.latency_s,
             far=plan.far,
             call=self._call,
-            clock=self._loop.time,
-            record=ledger.record,
+            clock=clock,
+            record=write if account is None else account.record,
             note_batch=self._note_batch,
+            auditor=auditor,
         )
+        self._plan_in[core] = fingerprint
+        if account is not None:
+            account.watch(core)
+        return core
+
+    def _teller(self, plan: Plan) -> Callable[[str], None]:
+        """Tells what the audits of a plan show."""
+        where = "" if self._gears is None else f"{plan.name}: "
+        return lambda what: self._tell(f"{where}{what}")
 
     def _note_batch(self, tier: int, waited_s: Sequence[float]) -> None:
         if self._loop.time() >= self._warm_up_s:
             self._entered[tier] = self._entered.get(tier, 0) + len(waited_s)
             self._waited_s[tier] = self._waited_s.get(tier, 0.0) + sum(waited_s)
 
-    def _record(self, record: Record) -> None:
+    def _record(self, record: Record, fingerprint: str) -> None:
         self._records.append(record)
+        self._plan_of.append(fingerprint)
         if isinstance(record, Answer):
             number = int(record.query_id[1:])
             if record.answer != MISSING_VOTE:
@@ -399,9 +480,12 @@ class _Service:
             router.is_up = router.ledger.is_open = False
             for task in [*router.open, *router.tasks]:
                 task.cancel()
-            await router.core.abandon()
+            for core in router.every_core:
+                if core.shadow is not None:
+                    core.shadow.close()
+                await core.abandon()
             await asyncio.sleep(self._scenario.node_start_s)
-            router.ledger = _Ledger(self._record)
+            router.ledger = self._new_ledger()
             router.core = self._new_core(router.ledger, self._plan)
             self._start(router)
             router.is_up = True
@@ -473,7 +557,10 @@ class _Service:
             if gear not in router.cores:
                 router.cores[gear] = self._new_core(router.ledger, box.gears.gears[gear].plan)
                 router.tasks.append(asyncio.ensure_future(router.cores[gear].run()))
+            _rest(router.core)
             router.core = router.cores[gear]
+            if router.core.shadow is not None:
+                router.core.shadow.wake()
 
         await follow_load(
             box, change, clock=self._loop.time, routers=lambda: max(1, sum(r.is_up for r in self._routers))
@@ -484,6 +571,8 @@ class _Service:
         await asyncio.gather(*self._machines.rent(plan, self._opened(plan), is_running=False))
         self._plan = plan
         for router in self._routers:  # the old core ends what it has
+            _rest(router.core)
+            router.left.append(router.core)
             router.core = self._new_core(router.ledger, plan)
             router.tasks.append(asyncio.ensure_future(router.core.run()))
         await asyncio.sleep(plan.workload.latency_s)
@@ -512,20 +601,40 @@ class _Service:
             waited_s=np.array([self._waited_s.get(t, 0.0) for t in tiers]),
             calls=np.array([s.calls for s in sums]),
             items=np.array([s.items for s in sums]),
-            busy_s=np.array([s.busy_s for s in sums]),
+            busy_s=np.array([s.busy_s + s.audit_busy_s for s in sums]),
             replica_wait_s=np.array([s.waited_s for s in sums]),
             service_s=np.array([s.computed_s for s in sums]),
             network_s=np.array([s.away_s for s in sums]),
             rented_usd=sum(_since_s(s, start_s) * s.usd_per_hour / 3600 for s in spans),
             replica_s=np.array([s.up_s + sum(end_s - r.up_since_s for r in s.replicas if r.is_up) for s in there]),
-            fees_usd=sum(s.items * self._fees[p.deployment] for s, p in zip(sums, placements, strict=True))
+            fees_usd=sum(
+                (s.items + s.audit_items) * self._fees[p.deployment] for s, p in zip(sums, placements, strict=True)
+            )
             if self._gears is None
             else sum(r.fee_usd for r in self._runs_since_the_warm_up()),
             refused=int(self._refused[counted].sum()),
             degraded=int(self._degraded[counted].sum()),
             saved_items=self._saved_items,
             used_usd=None if self._gears is None else self._used_usd(self._gears),
+            audits=self._audited(end_s),
         )
+
+    def _audited(self, end_s: float) -> tuple[SimulatedAudits, ...]:
+        if self._audits is None:
+            return ()
+        name_of: dict[str, str] = {}
+        if self._gears is not None:
+            name_of = {g.plan.fingerprint(): n for n, g in zip(self._gears.names, self._gears.gears, strict=True)}
+        served = [
+            (
+                name_of.get(fingerprint, ""),
+                plan,
+                [r for r, of in zip(self._records, self._plan_of, strict=True) if of == fingerprint],
+            )
+            for fingerprint, plan in self._served.items()
+        ]
+        queries = {name_of.get(f, ""): self._asked.get(f, 0) for f in self._served}
+        return simulated_audits(self._audits, served, queries, end_s)
 
     def _used_usd(self, gears: Gears) -> float:
         """Dollars for busy time since the warm-up, whichever gear asked."""
@@ -539,6 +648,12 @@ class _Service:
 
     def _runs_since_the_warm_up(self) -> list[BatchRun]:
         return [r for r in self._records if isinstance(r, BatchRun) and r.start_s >= self._warm_up_s]
+
+
+def _rest(core: RouterCore) -> None:
+    """Another gear is in service from now on."""
+    if core.shadow is not None:
+        core.shadow.rest()
 
 
 def _since_s(span: NodeSpan, start_s: float) -> float:
