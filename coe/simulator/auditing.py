@@ -89,7 +89,7 @@ def simulated_audits(
     """What audits came to in a run of so many seconds.
 
     served: gear's name, plan and records, of those that were in service; those of one tier are left out.   queries: gear's
-    name -> queries that came to it.
+    name -> queries that it took.
     """
     early = [(name, plan, records) for name, plan, records in served if len(plan.cascade.tiers) > 1]
     wanted = {n: queries[n] * sum(p.stats.accepted[:-1]) * audits.share for n, p, _ in early}

@@ -218,7 +218,7 @@ class _Service:
         self._served: dict[str, Plan] = {}
         """Fingerprint -> plan that was in service."""
         self._asked: dict[str, int] = {}
-        """Fingerprint -> queries that came to the plan."""
+        """Fingerprint -> queries that the plan took."""
         self._audits, self._started = audits, 0
         queries = len(arrival_s)
         self._done_s, self._answer = np.full(queries, np.nan), np.full(queries, MISSING_VOTE)
@@ -307,9 +307,9 @@ class _Service:
             await asyncio.sleep(router.free_s - now)
         item = np.array([self._item[number]])
         fingerprint = self._plan_in[router.core]
-        self._asked[fingerprint] = self._asked.get(fingerprint, 0) + 1
         try:
             await router.core.ask({f"q{number}": item}, timeout_s=self._scenario.deadline_s or math.inf)
+            self._asked[fingerprint] = self._asked.get(fingerprint, 0) + 1
         except Overloaded:
             self._refused[number] = True
 
