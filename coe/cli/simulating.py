@@ -37,6 +37,11 @@ TOLD = 12
 """So many happenings of a run are printed."""
 
 
+def _file_or_folder(path: Path | None) -> Path | None:
+    """A place for a file, or a folder that is there."""
+    return path if path is not None and path.is_dir() else place(path)
+
+
 class Form(StrEnum):
     """How the figures are printed."""
 
@@ -126,7 +131,11 @@ def simulate(
     parallel: Annotated[bool, typer.Option("--parallel", help="Replications side by side, in processes.")] = False,
     ledger: Annotated[
         Path | None,
-        typer.Option("--ledger", help="Write the first run's ledger, for `coe report`.", callback=place),
+        typer.Option(
+            "--ledger",
+            help="Write the first run's ledger, for `coe report`; with --deployed a folder, with one of each gear.",
+            callback=_file_or_folder,
+        ),
     ] = None,
     compare: Annotated[
         Path | None, typer.Option("--compare", help="A ledger of the service (file or folder) to put beside.")
@@ -161,6 +170,14 @@ def simulate(
         raise InvalidInput(Problem("--deployed", "is how gears are served", remedy="give --gears"))
     if breach is not None and audits is None:
         raise InvalidInput(Problem("--breach", "is what audits are to show", remedy="give --audits"))
+    if ledger is not None and (ledger.is_file() if deployed else ledger.is_dir()):
+        rule = "must be a folder with --deployed, for a ledger of each gear" if deployed else "must be a file"
+        raise InvalidInput(Problem("--ledger", rule, str(ledger), "name another one"))
+    if ledger is not None and audits is not None and gears is not None and not deployed:
+        rule = "is one file here, and audits are of one gear each"
+        raise InvalidInput(Problem("--ledger", rule, remedy="give --deployed, and a folder"))
+    if breach is not None and form is Form.json:
+        raise InvalidInput(Problem("--breach", "prints text alone", remedy="leave out --format json"))
     shifting = None if gears is None else files.read(gears, Gears)
     world = _World(
         plan,
@@ -252,6 +269,8 @@ class _Done:
     figures: Simulated
     records: tuple[Record, ...]
     told: tuple[tuple[float, str], ...]
+    by_gear: tuple[tuple[str, str, tuple[Record, ...]], ...] = ()
+    """Of gears that are deployed: name, fingerprint and ledger of each."""
 
 
 def _run(job: _Job) -> _Done:
@@ -278,7 +297,16 @@ def _run(job: _Job) -> _Done:
         seed=job.seed,
         warm_up_s=w.warm_up_s,
     )
-    return _Done(served.figures, served.records if job.with_records else (), served.told)
+    if not job.with_records:
+        return _Done(served.figures, (), served.told)
+    if w.gears is None or not w.deployed:
+        return _Done(served.figures, served.records, served.told)
+    from coe.placement.together import together
+
+    whole = together(w.gears).gears
+    print_of = {name: gear.plan.fingerprint() for name, gear in zip(whole.names, whole.gears, strict=True)}
+    ledgers = served.ledgers(whole).items()
+    return _Done(served.figures, (), served.told, tuple((name, print_of[name], rows) for name, rows in ledgers))
 
 
 def _run_all(jobs: Sequence[_Job], parallel: bool) -> list[_Done]:
@@ -307,10 +335,17 @@ def _write_ledger(path: Path, plan: Plan, run: _Done) -> None:
     from coe.ledger import write_ledger
     from coe.simulator.served import with_start
 
-    path.unlink(missing_ok=True)
     # a fixed day, so that the same seed gives the same bytes: that of the newest price
     newest = max(datetime.date.fromisoformat(o.date) for o in plan.offers)
     started_s = datetime.datetime.combine(newest, datetime.time(), datetime.UTC).timestamp()
+    if run.by_gear:
+        path.mkdir(exist_ok=True)
+        for name, fingerprint, records in run.by_gear:
+            (path / f"{name}.jsonl").unlink(missing_ok=True)
+            write_ledger(path / f"{name}.jsonl", fingerprint, started_s, with_start(records, started_s))
+        wrote(path, f"{run.figures.queries} queries; read it with: coe report --plan gears.yaml --ledger {path}")
+        return
+    path.unlink(missing_ok=True)
     write_ledger(path, plan.fingerprint(), started_s, with_start(run.records, started_s))
     wrote(path, f"{run.figures.queries} queries; read it with: coe report --ledger {path}")
 

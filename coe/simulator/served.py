@@ -24,6 +24,7 @@ from coe.router.queries import Overloaded, Reply
 from coe.router.scaling import Patience, wanted_by_ongoing, wanted_by_reach
 from coe.router.shadow import is_for_audits
 from coe.router.shifting import Gearbox, follow_load, next_gear
+from coe.simulator import by_gear
 from coe.simulator.arrivals import stream
 from coe.simulator.auditing import Account, SimulatedAudits, simulated_audits
 from coe.simulator.figures import Simulated, Tally, figures, placements_of
@@ -67,10 +68,23 @@ class Served:
     plan_of: tuple[str, ...] = ()
     """Of each record, its plan's fingerprint; "" for node time, which is every plan's."""
 
-    def ledger_of(self, plan: Plan) -> tuple[Record, ...]:
-        """What the service writes of one of its plans, without node time."""
+    shifts: tuple[tuple[by_gear.Shift, ...], ...] = ()
+    """Of every router, the gears that it was in; empty where they are not deployed together."""
+
+    def records_of(self, plan: Plan) -> tuple[Record, ...]:
+        """Calls, answers and audits of one of the plans."""
         wanted = plan.fingerprint()
         return tuple(r for r, of in zip(self.records, self.plan_of, strict=True) if of == wanted)
+
+    def ledgers(self, gears: Gears) -> dict[str, tuple[Record, ...]]:
+        """What the service writes of every gear that was in service. gears: as `together` has them served."""
+        spans = [r for r in self.records if isinstance(r, NodeSpan)]
+        known = {plan.fingerprint() for plan in self.plans}
+        return {
+            name: by_gear.ledger(number, self.records_of(gear.plan), spans, self.shifts)
+            for number, (gear, name) in enumerate(zip(gears.gears, gears.names, strict=True))
+            if gear.plan.fingerprint() in known
+        }
 
 
 def serve(
@@ -181,6 +195,8 @@ class _Router:
     """Gear -> the queues that it has had."""
     left: list[RouterCore] = field(default_factory=list)
     """Those of gears that were left for good."""
+    shifts: list[by_gear.Shift] = field(default_factory=list)
+    """Where gears are deployed together."""
 
     @property
     def every_core(self) -> tuple[RouterCore, ...]:
@@ -281,6 +297,7 @@ class _Service:
             self._item,
             tuple(self._served.values()),
             (*("" for _ in spans), *self._plan_of),
+            tuple(tuple(router.shifts) for router in self._routers) if self._deployment is not None else (),
         )
 
     async def _arrivals(self) -> None:
@@ -401,6 +418,7 @@ class _Service:
         router.tasks = [asyncio.ensure_future(router.core.run())]
         if self._deployment is not None:
             router.box, router.cores = self._new_box(self._deployment.gears, self._loop.time()), {0: router.core}
+            router.shifts.append(by_gear.Shift(self._loop.time(), 0))
             router.tasks.append(asyncio.ensure_future(self._shift_router(router, router.box)))
 
     def _new_box(self, gears: Gears, now_s: float) -> Gearbox:
@@ -554,6 +572,7 @@ class _Service:
             who = f"router {self._routers.index(router) + 1}: " if len(self._routers) > 1 else ""
             self._tell(f"{who}gear {before + 1} -> {gear + 1}")
             before = gear
+            router.shifts.append(by_gear.Shift(self._loop.time(), gear))
             if gear not in router.cores:
                 router.cores[gear] = self._new_core(router.ledger, box.gears.gears[gear].plan)
                 router.tasks.append(asyncio.ensure_future(router.cores[gear].run()))

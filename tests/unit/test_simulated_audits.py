@@ -22,7 +22,7 @@ from coe.ledger import read_ledger
 from coe.placement.together import together
 from coe.records import Answer, Audit, Auditing, BatchRun, Record
 from coe.report.audits import AuditSums, audited
-from coe.report.geared import summarise_gears
+from coe.report.geared import GearsReport, summarise_gears
 from coe.report.summarise import summarise
 from coe.router.audits import Accounts, usd_per_audit
 from coe.router.queries import Overloaded, Reply
@@ -130,7 +130,7 @@ def test_report_and_simulator_say_the_same_of_one_ledger(rich: Served) -> None:
     assert (report.audits.low, report.audits.high, report.audits.verdict) == (found.low, found.high, found.verdict)
     assert (report.audits.observed, report.audits.differing) == (found.observed, found.differing)
     assert found.low <= TRUTH <= found.high
-    assert rich.ledger_of(PLAN) == tuple(r for r in rich.records if not hasattr(r, "count"))
+    assert rich.records_of(PLAN) == tuple(r for r in rich.records if not hasattr(r, "count"))
 
 
 def test_bounds_hold_for_what_the_table_says() -> None:
@@ -255,7 +255,7 @@ def test_gears_are_audited_each_by_itself_and_only_while_they_serve() -> None:
     assert set(found) == {"accurate", "fast"}
     records: dict[str, tuple[Record, ...]] = {}
     for gear, name in zip(whole.gears, whole.names, strict=True):
-        records[name] = run.ledger_of(gear.plan)
+        records[name] = run.ledgers(whole)[name]
         calls = [r.start_s for r in records[name] if isinstance(r, BatchRun) and r.audit]
         assert calls
         assert all((up_s <= s < down_s) == (name == "fast") for s in calls)
@@ -266,6 +266,9 @@ def test_gears_are_audited_each_by_itself_and_only_while_they_serve() -> None:
         assert (seen.low, seen.high) == (found[name].low, found[name].high)
     assert found["accurate"].resting + found["fast"].resting > 0
     report = summarise_gears(whole, records)
+    assert report.unmetered_s == 0
+    assert report.usd_allocation == pytest.approx(run.figures.usd_per_1k_allocation * report.answered / 1000)
+    assert report.gears[1].seconds == pytest.approx(down_s - up_s)
     for row in report.gears:
         assert row.audits is not None
         assert row.audits.usd == pytest.approx(found[row.name].usd)
@@ -380,6 +383,29 @@ def test_what_would_be_left_out_is_refused(
     assert simulate(folder, *(str(folder / o) if o == "audits.yaml" else o for o in options)) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert re.search(message, said), said
+
+
+def test_the_ledgers_of_deployed_gears_are_those_that_the_report_of_gears_reads(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    files.write(tmp_path / "gears.yaml", gears_case.two_gears(look_back_s=3.0))
+    audits = ["--audits", str(folder / "audits.yaml")]
+    geared = ["--gears", str(tmp_path / "gears.yaml"), *audits, "--rate", "120", "--ledger"]
+    assert simulate(folder, *geared, str(tmp_path / "one.jsonl")) == 2
+    assert "--ledger: is one file here" in capsys.readouterr().err
+    assert simulate(folder, *geared, str(folder / "plan.yaml"), "--deployed") == 2
+    assert "--ledger: must be a folder with --deployed" in " ".join(capsys.readouterr().err.split())
+    assert simulate(folder, *geared, str(tmp_path / "ledger"), "--deployed") == 0
+    told = capsys.readouterr()
+    for gear in ("accurate", "fast"):
+        assert f"audits of {gear}: alarm above" in told.err
+        assert f"audits of {gear} of 0.5 of the early answers" in told.out
+    shown = ["report", "--plan", str(tmp_path / "gears.yaml"), "--ledger", str(tmp_path / "ledger"), "--format", "json"]
+    assert command(shown) == 0
+    report = GearsReport.model_validate_json(capsys.readouterr().out)
+    assert [row.answered > 10 and row.audits is not None for row in report.gears] == [True, True]
+    assert simulate(folder, *audits, "--ledger", str(tmp_path / "ledger")) == 2
+    assert "--ledger: must be a file" in " ".join(capsys.readouterr().err.split())
 
 
 def test_audits_that_cannot_be_are_refused_before_the_run() -> None:
