@@ -19,6 +19,9 @@ from coe.types import Audits, Cascade, Gears, Placement, Plan
 
 BURST_S = 60.0
 """The purse holds the money of so long, or of one audit if that is more."""
+PART_OF_PROMISE = 0.5
+"""A batch of audits takes at most so much of the promised latency, as planned: a query may have to wait for it, and what takes
+longer than the promise counts as late."""
 ROUNDING = 1e-9
 """Of the largest purse: what rounding may leave missing."""
 
@@ -75,9 +78,14 @@ class Auditor:
             found = f"{usd_per_hour:g} per router, and an audit is planned to cost {self.usd_each:.4g}"
             raise InvalidInput(Problem("audits: usd_per_hour", "must pay for one audit an hour", found, "raise it"))
         self._rng = rng
+        self._last = [p for p in plan.placements if p.member in plan.cascade.tiers[-1].members]
         self._purse = purse or Purse(usd_per_hour, self.usd_each, now_s)
         self._purse.hold(self.usd_each)
         self._usd_per_s: Mapping[str, float] = {o.node_type: usd_per_busy_s(o, 1.0) for o in plan.offers}
+
+    def batch_size(self, latency_s: float) -> int:
+        """How many audits go in one batch where a call must end within `latency_s`."""
+        return most_items(self._last, PART_OF_PROMISE * latency_s)
 
     def began(self, now_s: float, strictness: int = 0) -> Auditing:
         """For the ledger: how audits are made from now on."""
@@ -161,6 +169,23 @@ def usd_per_audit(plan: Plan) -> float:
 def _usd_per_item(plan: Plan, placement: Placement) -> float:
     busy_usd = placement.expected_busy_s * usd_per_busy_s(plan.offer(placement.node_type), placement.share)
     return busy_usd + call_fee_usd(plan, placement)
+
+
+def most_items(placements: Sequence[Placement], seconds: float) -> int:
+    """The largest batch that all of them are planned to answer within so long; at least one item, at most their batch size.
+
+    Between the expected batch and the full one time is taken to be linear.
+    """
+    return max(1, min(_items_within(p, seconds) for p in placements))
+
+
+def _items_within(p: Placement, seconds: float) -> int:
+    expected_s, more = p.expected_batch * p.expected_busy_s, p.batch_size - p.expected_batch
+    if p.full_batch_s is None or p.full_s <= seconds:
+        return p.batch_size
+    if more <= 0 or p.full_s <= expected_s:
+        return int(p.batch_size * seconds / p.full_s)
+    return int(p.batch_size - more * (p.full_s - seconds) / (p.full_s - expected_s))
 
 
 def promised_rate(cascade: Cascade) -> float | None:

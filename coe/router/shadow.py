@@ -2,8 +2,8 @@
 
 They go in batches of their own, one at a time, and only where nothing waits before the last tier and a replica stays idle
 beside them, or nothing else is under way there. So only where a tier has a single replica may a query that comes meanwhile
-find it busy, for one batch, as the plan's bound of the latency supposes anyway. Audits ask the last tier's own members; what
-that tier carries is left out, since an early answer did not wait for it.
+find it busy, for one batch, which is no larger than what is planned to take half of the promised latency. Audits ask the last
+tier's own members; what that tier carries is left out, since an early answer did not wait for it.
 
 They go only while their plan is in service. When the router changes gears, its members may be busy for the other gear, or their
 replicas may be fewer: what waits then is left out as `resting`, and so is what is chosen among the answers that the plan still
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FILL_S = 1.0
 """A batch of audits waits so long for more of them: fuller batches cost less, and nobody waits for these."""
 QUEUE_BATCHES = 2
-"""So many batches may wait; what is chosen beyond is skipped."""
+"""So many full batches of the tier may wait; what is chosen beyond is skipped."""
 
 is_for_audits: ContextVar[bool] = ContextVar("is_for_audits", default=False)
 """True within a call of a member that is made for audits."""
@@ -41,6 +41,7 @@ class Shadow:
     def __init__(self, auditor: Auditor, tier: TierQueue, core: RouterCore) -> None:
         self.auditor = auditor
         self._tier, self._core = tier, core
+        self._batch_size = min(tier.batch_size, auditor.batch_size(core.latency_s))
         self._waiting: deque[Query] = deque()
         self._asked: dict[int, Query] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -69,7 +70,7 @@ class Shadow:
         """Send a batch, if one is due and the last tier has a replica to spare. Whatever may change that calls this."""
         if not self._waiting or self._asked or not self._is_open:
             return
-        if len(self._waiting) < self._tier.batch_size:
+        if len(self._waiting) < self._batch_size:
             left_s = self._waiting[0].queued_s + FILL_S - self._core.clock()
             if left_s > 0:
                 if self._timer is None:
@@ -86,7 +87,7 @@ class Shadow:
 
     def _next_batch(self) -> list[Query]:
         batch, size_bytes = list[Query](), 0
-        while self._waiting and len(batch) < self._tier.batch_size:
+        while self._waiting and len(batch) < self._batch_size:
             size_bytes += self._waiting[0].item.nbytes
             if batch and size_bytes > self._core.batch_bytes:
                 break

@@ -202,6 +202,17 @@ def test_the_share_is_chosen_and_the_rest_is_left_alone() -> None:
     assert 0.1 * early < len(router.audits) < 0.3 * early
 
 
+def test_a_batch_of_audits_takes_at_most_half_of_the_promise() -> None:
+    """A full batch of 8 is planned to take 6 s, and 5 s are promised; a batch of 2 takes 1.2 s, and each item more 0.8."""
+    served = plan()
+    slow = {"batch_size": 8, "expected_batch": 2.0, "expected_busy_s": 0.6, "full_batch_s": 6.0}
+    placements = tuple(p.model_copy(update=slow) if p.member == "large" else p for p in served.placements)
+    router = Router(served.model_copy(update={"placements": placements}), ALL)
+    router.serve(SPARSE)
+    assert max(r.items for r in router.runs if r.audit) == 3
+    assert router.outcomes().keys() == {"same", "differs"}
+
+
 async def _fails(_where: Placement, _batch: np.ndarray) -> Reply:
     raise RuntimeError("the replica died")
 
