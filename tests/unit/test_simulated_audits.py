@@ -32,7 +32,7 @@ from coe.simulator.auditing import SimulatedAudits
 from coe.simulator.served import Served, _probabilities, serve
 from coe.simulator.stations import Replica, station_of
 from coe.simulator.virtual import run_virtually
-from coe.types import Audits, Cascade, Placement, Plan, Profiles, Scenario, Tier
+from coe.types import Audits, Cascade, Failures, Placement, Plan, Profiles, Scaling, Scenario, Tier
 from tests import factories, gears_case
 
 RATE_PER_S = 30.0
@@ -158,6 +158,30 @@ def test_drift_closes_gates_as_in_the_service() -> None:
     assert figures(run).strictness == 1
     assert {a.tier for a in of(Answer, run) if a.arrival_s > at_s} == {1}
     assert [a.strictness for a in of(Auditing, run)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        Scenario(scaling=Scaling(downscale_delay_s=2.0, upscale_delay_s=1.0, look_back_s=3.0), node_start_s=2.0),
+        Scenario(failures=Failures(replica_mtbf_s=8.0), node_start_s=1.0),
+        Scenario(router_mtbf_s=6.0, node_start_s=1.0),
+    ],
+    ids=["scaled", "replicas crash", "routers fail"],
+)
+def test_whatever_happens_every_early_answer_has_one_audit_and_the_budget_holds(scenario: Scenario) -> None:
+    """But for a router that fails: it takes its open audits with it, and begins again with an empty purse."""
+    audits = Audits(share=1.0, usd_per_hour=3600 * 5 * usd_per_audit(PLAN), alarm_above=0.3)
+    run = simulated(audits, 15.0, scenario=scenario)
+    early = {a.query_id for a in of(Answer, run) if a.tier == 0 and a.status == "ok"}
+    chosen = [a.query_id for a in of(Audit, run)]
+    fails = scenario.router_mtbf_s is not None
+    assert len(chosen) == len(set(chosen))
+    assert set(chosen) <= early
+    assert (set(chosen) == early) is not fails
+    assert len(of(Auditing, run)) == (1 + sum("router 1 failed" in what for _, what in run.told) if fails else 1)
+    found = figures(run)
+    assert 0 < found.usd <= audits.usd_per_hour * found.seconds / 3600
 
 
 # --- Against the service ------------------------------------------------------------------------------------------------
