@@ -14,10 +14,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from coe import files
+from coe.report.audits import Audited
 from coe.report.live import LiveView
+from coe.report.live_gears import LiveGear, LiveGears
 from coe.report.nouns import Report
 from coe.serving.auth import hashed
-from coe.serving.live_page import page
+from coe.serving.live_page import Watch, page
 from coe.types import Access, BearerTokens, RouterPlacement
 from tests import report_case as case
 from tests.serving.live_case import UP_S, served, watch
@@ -208,6 +210,47 @@ def test_a_browser_shows_what_is_wrong(browser: str, tmp_path: Path) -> None:
     assert "Drift: the last tier answers 12.0%" in shown.found["alarms"]
     assert "6 of 600 queries of the last hour got no answer" in shown.found["alarms"]
     assert "large on a100-node failed or were late" in shown.found["alarms"]
+
+
+class Shifted:
+    """A router that is in the first of two gears; the second has shown drift, and rests."""
+
+    def view(self) -> LiveGears:
+        def gear(name: str, audits: Audited) -> LiveGear:
+            return LiveGear(
+                name=name,
+                plan_fingerprint=name,
+                up_to_per_s=10.0,
+                back_below_per_s=0.0,
+                promised="little is lost",
+                epsilon=0.05,
+                accuracy_planned=0.9,
+                seconds=60.0,
+                requests=9,
+                answers=9,
+                audits=audits,
+            )
+
+        gears = (gear("calm", AUDITS.model_copy(update={"resting": 1})), gear("rush", DRIFTING))
+        return LiveGears(now="calm", is_pinned=False, rate_per_s=3.0, look_back_s=30.0, changes=2, gears=gears)
+
+    def watches(self) -> list[tuple[str, Watch]]:
+        return []
+
+
+def test_a_browser_shows_what_the_audits_of_every_gear_say(browser: str, tmp_path: Path) -> None:
+    seen = watch(audits=AUDITS.model_copy(update={"skipped": 3, "resting": 2}))
+    seen.gearing = Shifted()
+    with served(seen) as (url, _):
+        shown, complaints = looked_at(browser, url, tmp_path, "--dump-dom")
+    assert complaints == ""
+    low, high = 100 * DRIFTING.low, 100 * DRIFTING.high
+    assert f"{low:.2f}% – {high:.2f}% DRIFT" in shown.found["gears"]
+    assert shown.found["gears"].count("DRIFT") == 1
+    assert "Drift in gear rush: the last tier" in shown.found["alarms"]
+    assert (
+        "1 left out for lack of money or time; 2 left out because another gear had taken over" in shown.found["audits"]
+    )
 
 
 def test_a_browser_asks_for_the_token(browser: str, tmp_path: Path) -> None:
