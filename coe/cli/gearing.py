@@ -76,3 +76,14 @@ def _on_one(
         for one in (plans[0].cascade, *more):
             verify_certificate(one, table)
     return gears_on(plans[0], more, table.split(SPLIT))
+
+
+def plan_or_gears(path: Path) -> tuple[Plan, Gears | None]:
+    """What the file holds: a plan, or the deployment of its gears and each of them as it is served there."""
+    from coe.placement.together import together
+
+    found = files.read_any(path)
+    if not isinstance(found, Gears):
+        return files.read(path, Plan), None
+    deployment = together(found, str(path))
+    return deployment.plan, deployment.gears
