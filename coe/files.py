@@ -35,6 +35,7 @@ from coe.types import (
     Fleet,
     Front,
     Gears,
+    LedgerLimits,
     Noun,
     Plan,
     Pool,
@@ -42,6 +43,7 @@ from coe.types import (
     Profiles,
     Scaling,
     Scenario,
+    Tracing,
     Workload,
 )
 
@@ -64,6 +66,8 @@ KINDS: dict[str, type[Noun]] = {
     "access": Access,
     "audits": Audits,
     "tokens": BearerTokens,
+    "ledger_limits": LedgerLimits,
+    "tracing": Tracing,
 }
 """What the `kind` key of a YAML file may say."""
 

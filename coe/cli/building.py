@@ -12,7 +12,15 @@ from coe.cli.auditing import unaudited
 from coe.cli.console import say, wrote
 from coe.cli.gearing import plan_or_gears
 from coe.cli.offline import check_sources
-from coe.cli.service_files import AccessFile, AuditsFile, LedgerFolder, ScalingFile, ServiceFiles
+from coe.cli.service_files import (
+    AccessFile,
+    AuditsFile,
+    LedgerFolder,
+    LedgerLimitsFile,
+    ScalingFile,
+    ServiceFiles,
+    TracingFile,
+)
 from coe.errors import InvalidInput, Problem
 from coe.fleet.setup import Setup
 from coe.table import PredictionTable
@@ -42,6 +50,7 @@ def build(
     ] = None,
     uncertified: Annotated[bool, typer.Option("--uncertified", help="Build without a valid certificate.")] = False,
     ledger: LedgerFolder = None,
+    ledger_limits: LedgerLimitsFile = None,
     access: AccessFile = None,
     live: Annotated[
         Path | None,
@@ -55,6 +64,7 @@ def build(
     ] = None,
     scaling: ScalingFile = None,
     audits: AuditsFile = None,
+    tracing: TracingFile = None,
     host: Annotated[
         str | None,
         typer.Option("--host", help="Address to listen on; 0.0.0.0 for all. By default the loopback if it can be."),
@@ -94,6 +104,7 @@ def build(
       coe build plan.yaml --access access.yaml --scaling scaling.yaml -o serve.yaml
       coe build plan.yaml --predictions predictions.npz --audits audits.yaml -o serve.yaml
       coe build gears.yaml --predictions predictions.npz --audits audits.yaml -o serve.yaml   each gear is audited by itself
+      coe build plan.yaml --ledger ledger --ledger-limits ledger-limits.yaml --tracing tracing.yaml -o serve.yaml
       coe build plan.yaml --predictions predictions.npz --ledger /home/ray/ledger -o deploy
       cd deploy && ray up aws.yaml
     """
@@ -106,7 +117,9 @@ def build(
         say("building WITHOUT checking the certificate: no accuracy is promised")
     else:
         _verify(plan, gears, table, str(plan_file), str(predictions))
-    beside = ServiceFiles(ledger=ledger, access=access, scaling=scaling, audits=audits)
+    beside = ServiceFiles(
+        ledger=ledger, ledger_limits=ledger_limits, tracing=tracing, access=access, scaling=scaling, audits=audits
+    )
     if pin is not None and (live is None or gears is None):
         remedy = "give gears.yaml and --live serve.yaml"
         raise InvalidInput(Problem("--pin", "names a gear of a deployed file", pin, remedy))
@@ -129,7 +142,9 @@ def build(
     if folder is None:
         _write_file(plan, gears, config, out)
     else:
-        setup = setup_here(image=image, machine_image=machine_image, zone=zone, project=project)
+        setup = setup_here(
+            image=image, machine_image=machine_image, zone=zone, project=project, is_traced=tracing is not None
+        )
         _write_folder(plan, gears, config, setup, folder)
 
 

@@ -146,6 +146,8 @@ def _kuberay_notes(plan: Plan, serve: dict[str, Any], setup: Setup) -> Iterator[
         yield f"rayservice.yaml: KubeRay before its pull request 4558 leaves {GRPC} out of its service; see docs/deploying.md"
     if setup.image is None:
         yield f"rayservice.yaml: the image {own_image(plan)} is for you to build and push; name yours with --image"
+    if setup.is_traced:
+        yield "rayservice.yaml: the image must hold coe[tracing], for the router's spans"
     if labelled := by_own_label(plan):
         wanted = ", ".join(f"{NODE_TYPE_LABEL}={name}" for name in labelled)
         yield f"rayservice.yaml: no provider's machine type is known, so label the nodes in Kubernetes: {wanted}"

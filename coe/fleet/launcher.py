@@ -331,7 +331,10 @@ def _mounts(plan: Plan, setup: Setup) -> dict[str, str]:
 
 
 def _install(plan: Plan, setup: Setup) -> tuple[str, ...]:
-    return () if setup.image else (f"pip install '{COE_FOLDER}{'[torch]' if needs_torch(plan) else ''}'",)
+    """What a node installs that no image brings: the program, with the extras that the deployment asks for."""
+    extras = [*(["torch"] if needs_torch(plan) else []), *(["tracing"] if setup.is_traced else [])]
+    named = f"[{','.join(extras)}]" if extras else ""
+    return () if setup.image else (f"pip install '{COE_FOLDER}{named}'",)
 
 
 def _start(plan: Plan, how: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ class Setup:
     image: holds Ray, `coe` and the packages that members import; None: Ray's own images, set up when a node starts.
     source: folder of the program's source here, with ``pyproject.toml``; only needed without `image`.
     machine_image: AMI or source image of the machines.      zone, project: of Google Cloud.
+    is_traced: spans are sent, for which routers need OpenTelemetry.
     """
 
     ray_version: str
@@ -27,6 +28,7 @@ class Setup:
     machine_image: str | None = None
     zone: str | None = None
     project: str | None = None
+    is_traced: bool = False
 
     @property
     def cpu_image(self) -> str:

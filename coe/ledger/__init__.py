@@ -1,13 +1,13 @@
 """The ledger on disk: append-only JSON lines in files that follow each other, written in groups, readable after a crash.
 
-`writing` is an open ledger of one router, `part` one file of it, `lines` what stands in a file, `limits` when the next one
-begins and what is kept, `reading` what one or several ledgers say and what is missing from them.
+`writing` is an open ledger of one router, `part` one file of it, `lines` what stands in a file,
+`reading` what one or several ledgers say and what is missing from them.
 """
 
-from coe.ledger.limits import LedgerLimits
 from coe.ledger.lines import VERSION, encoded
 from coe.ledger.reading import LedgerFile, plans_in, read_ledger
 from coe.ledger.writing import Ledger, LedgerState, write_ledger
+from coe.types import LedgerLimits
 
 __all__ = [
     "VERSION",

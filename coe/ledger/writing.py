@@ -19,10 +19,10 @@ from itertools import islice
 from pathlib import Path
 
 from coe.errors import InvalidInput, Problem
-from coe.ledger.limits import LedgerLimits
 from coe.ledger.lines import Deleted, End, Lost, encoded, header_line, remark_line
 from coe.ledger.part import PATTERNS, Part, is_ledger, part_path
 from coe.records import Record
+from coe.types import LedgerLimits
 
 GROUP = 2000
 """Records of one write: what a full disk costs to find out again."""

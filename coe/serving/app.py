@@ -9,13 +9,11 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
 
-from coe.ledger import LedgerLimits
 from coe.serving.labels import hosted_options, replica_options
 from coe.serving.member import HostedReplica, MemberReplica
 from coe.serving.router import Router
 from coe.serving.scaling_policy import ROUTER, member_options, router_options
-from coe.serving.telemetry import Tracing
-from coe.types import Access, Audits, Gears, Placement, Plan, Scaling
+from coe.types import Access, Audits, Gears, LedgerLimits, Placement, Plan, Scaling, Tracing
 
 MEMBER_QUEUE = 8
 """Batches that may wait at one replica; the router sends two."""

@@ -31,7 +31,7 @@ from coe.router.changing import changeable
 from coe.serving.ray_service_schema import check_ray_service
 from coe.serving.scaling_policy import ROUTER, application_policy
 from coe.serving.v2_messages import SERVICER
-from coe.types import Access, Audits, Gears, Plan, Scaling
+from coe.types import Access, Audits, Gears, LedgerLimits, Plan, Scaling, Tracing
 
 IMPORT_PATH = "deployments.app:build"
 APPLICATION = "coe"
@@ -44,6 +44,8 @@ def serve_config(
     access: Access | None = None,
     scaling: Scaling | None = None,
     audits: Audits | None = None,
+    ledger: LedgerLimits | None = None,
+    tracing: Tracing | None = None,
     gears: Gears | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -82,6 +84,8 @@ def serve_config(
                 "args": {
                     "plan": plan.model_dump(mode="json", exclude_none=True),
                     **({} if ledger_dir is None else {"ledger_dir": str(Path(ledger_dir).resolve())}),
+                    **({} if ledger is None else {"ledger": ledger.model_dump(mode="json", exclude_none=True)}),
+                    **({} if tracing is None else {"tracing": tracing.model_dump(mode="json", exclude_none=True)}),
                     **({} if access is None else {"access": access.model_dump(mode="json", exclude_none=True)}),
                     **({} if scaling is None else {"scaling": scaling.model_dump(mode="json")}),
                     **({} if audits is None else {"audits": audits.model_dump(mode="json", exclude_none=True)}),
@@ -193,6 +197,7 @@ def setup_here(
     machine_image: str | None = None,
     zone: str | None = None,
     project: str | None = None,
+    is_traced: bool = False,
 ) -> Setup:
     """Versions of Ray and Python as they are here, and the folder of the program's source where it runs from one."""
     source = Path(coe.__file__).resolve().parents[1]
@@ -204,6 +209,7 @@ def setup_here(
         machine_image=machine_image,
         zone=zone,
         project=project,
+        is_traced=is_traced,
     )
 
 

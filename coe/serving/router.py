@@ -31,11 +31,11 @@ from coe.serving.in_service import InService, hand_over
 from coe.serving.scaling_policy import ROUTER, Work
 from coe.serving.service import Service
 from coe.serving.starting import Starting
-from coe.serving.telemetry import Tracing, provider_of
+from coe.serving.telemetry import provider_of
 from coe.serving.v2_rpc import V2Methods, V2Rpc
 from coe.serving.web import application
 from coe.serving.whole_writes import write_responses_whole
-from coe.types import Access, Audits, Gears, Placement, Plan, Scaling
+from coe.types import Access, Audits, Gears, Placement, Plan, Scaling, Tracing
 
 log = logging.getLogger("coe.router")
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import ConfigDict, Field
+from typing import TYPE_CHECKING
 
 from coe.errors import Unavailable
-from coe.types import Fraction, Noun
+from coe.types import Tracing
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -23,18 +21,6 @@ SWITCHES = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_
 NEEDED = "tracing needs OpenTelemetry: pip install 'coe[tracing]'"
 
 log = logging.getLogger("coe.router")
-
-
-class Tracing(Noun):
-    """The part `tracing` of the deployment's arguments; what is left out is OpenTelemetry's own, from its variables."""
-
-    model_config = ConfigDict(strict=True)
-
-    endpoint: Annotated[str, Field(min_length=1)] | None = None
-    """Where OTLP over HTTP goes to, such as http://collector:4318/v1/traces."""
-    service_name: Annotated[str, Field(min_length=1)] | None = None
-    sample: Fraction | None = None
-    """Share of the requests that are traced, of those that come without a decision of their sender."""
 
 
 def provider_of(tracing: Tracing | None, environment: Mapping[str, str]) -> TracerProvider | None:

@@ -83,6 +83,10 @@ from coe.types.scenarios import (
     Scaling,
     Scenario,
 )
+from coe.types.watching import (
+    LedgerLimits,
+    Tracing,
+)
 from coe.types.workloads import (
     SURVIVING_UTILISATION,
     Link,
@@ -123,6 +127,7 @@ __all__ = [
     "Gear",
     "Gears",
     "IntArray",
+    "LedgerLimits",
     "Link",
     "LoadPoint",
     "Loss",
@@ -154,5 +159,6 @@ __all__ = [
     "TokenPrice",
     "TokenRate",
     "Tokens",
+    "Tracing",
     "Workload",
 ]

@@ -24,11 +24,11 @@ from coe.router.core import RouterCore
 from coe.router.queries import Reply
 from coe.serving.door import Gate
 from coe.serving.service import Service
-from coe.serving.telemetry import Tracing, provider_of
+from coe.serving.telemetry import provider_of
 from coe.serving.tracing import QueryTracing, Traced, TracedRpc
 from coe.serving.v2_messages import CLASSES
 from coe.serving.web import application
-from coe.types import Access, Placement
+from coe.types import Access, Placement, Tracing
 from tests.serving.web_case import TABLE, planned, row_numbers
 
 PLAN = planned()
