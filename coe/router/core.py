@@ -30,6 +30,7 @@ from coe.router.shadow import Shadow
 from coe.router.spending import Spending
 from coe.router.tier import TierQueue
 from coe.router.tightening import Gates
+from coe.router.turns import earliest
 from coe.table import Decision
 from coe.types import ABSTAINED, MISSING_VOTE, Cascade, Placement
 
@@ -109,7 +110,13 @@ class RouterCore:
             raise
         if self.spending is not None:
             answers.spent = tuple(replace(q.spent) for q in waiting)
+        if Unanswered in map(type, answers):
+            answers.retry_after_s = self._next_try_in_s()
         return answers
+
+    def _next_try_in_s(self) -> float | None:
+        """Seconds until a member is tried again; None where one does not rest: it may answer the very next query."""
+        return earliest([tier.next_try_in_s() for tier in self.tiers])
 
     def _refuse_overload(self, arriving: int) -> None:
         """Raise `Overloaded` where what arrives could not be answered within the promise any more.

@@ -62,6 +62,8 @@ class Answers(list["Answer | Unanswered"]):
 
     spent: tuple[Spent, ...] = ()
     """Empty where the core has no prices."""
+    retry_after_s: float | None = None
+    """Where an item got no answer and all members of all tiers rest: seconds until the first is tried again."""
 
 
 @dataclass

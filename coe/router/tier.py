@@ -17,7 +17,7 @@ from coe.cascade.evaluate import lacking
 from coe.cost.capacity import at_work, half, in_flight
 from coe.records import BatchRun
 from coe.router.queries import Batch, Garbage, Late, Query
-from coe.router.turns import Pace, Slots, Turns
+from coe.router.turns import Pace, Slots, Turns, earliest
 from coe.table import Outputs
 from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, FloatArray, IntArray, Placement, Probabilities, Tier
 
@@ -134,6 +134,12 @@ class TierQueue:
         """True where nothing waits, and with one batch more there would still be an idle replica, or no other batch at all."""
         taken = self._batches.taken
         return not self.waiting and (taken == 0 or taken + 1 < self._at_work)
+
+    def next_try_in_s(self) -> float | None:
+        """Seconds until the first of its members is tried again; None where one of them does not rest."""
+        now = self._core.clock()
+        tries = [turns.next_try_in_s(now) for turns in self._turns.values()]
+        return earliest(tries)
 
     def put(self, queries: Sequence[Query]) -> None:
         """Add queries to the queue."""

@@ -54,6 +54,12 @@ class Turns:
         """Whether the placement is silent and rests: whoever has waited for it goes elsewhere."""
         return self._is_silent[placement] and self._rest_s[placement] > 0 and not self._is_tried[placement]
 
+    def next_try_in_s(self, now_s: float) -> float | None:
+        """Seconds until the first rest ends; None where a placement does not rest, which is asked at once."""
+        if not all(self._rest_s):
+            return None
+        return max(0.0, min(self._rests_until_s) - now_s)
+
     def failed(self, placement: int, now_s: float) -> None:
         """A call of this placement failed."""
         if self._rest_s[placement] and not self._is_tried[placement]:
@@ -72,6 +78,12 @@ class Turns:
         self._is_silent[placement], self._answered_s[placement] = False, now_s
         if not is_late:
             self._rest_s[placement], self._is_tried[placement] = 0.0, False
+
+
+def earliest(tries: Sequence[float | None]) -> float | None:
+    """The least of them; None where one is None, which needs no waiting for."""
+    known = [wait_s for wait_s in tries if wait_s is not None]
+    return min(known) if len(known) == len(tries) else None
 
 
 class Slots:

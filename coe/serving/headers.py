@@ -10,6 +10,7 @@ from starlette.types import Scope
 from coe.records import Answer
 from coe.router.queries import Answers, Unanswered
 from coe.router.spending import Spent
+from coe.serving.http_api import after
 
 _GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -28,7 +29,8 @@ def answer_headers(answers: Sequence[Answer | Unanswered]) -> dict[str, str]:
     """The last tier that answered an item of a request, and how many items lacked a vote or an answer.
 
     And the votes for the answer with the least agreement, of those that were cast; and the cost of the items' parts of the calls
-    that have ended, with the number of those that have not.
+    that have ended, with the number of those that have not. Where items have no answer because all members rest, when the first
+    of them is tried again.
     """
     answered = [a for a in answers if isinstance(a, Answer)]
     headers = {"x-coe-degraded": str(sum(a.degraded for a in answered) + len(answers) - len(answered))}
@@ -41,6 +43,8 @@ def answer_headers(answers: Sequence[Answer | Unanswered]) -> dict[str, str]:
         headers["x-coe-cost-usd"] = f"{sum(s.usd for s in spent):.12f}"
         if under_way := sum(s.under_way for s in spent):
             headers["x-coe-calls-under-way"] = str(under_way)
+    if isinstance(answers, Answers) and answers.retry_after_s is not None:
+        headers |= after(answers.retry_after_s)
     return headers
 
 

@@ -158,8 +158,13 @@ def asked_timeout_s(header: str | None) -> float:
 
 
 def retry_after(refusal: Overloaded) -> dict[str, str]:
-    """The header of a 503: whole seconds, as HTTP has them, at least one."""
-    return {"Retry-After": str(max(1, math.ceil(refusal.retry_after_s)))}
+    """The header of a 503 of a service that is full."""
+    return after(refusal.retry_after_s)
+
+
+def after(seconds: float) -> dict[str, str]:
+    """The header that says when to come back: whole seconds, as HTTP has them, at least one."""
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
 def refused(field: str, rule: str, found: str = "") -> InvalidInput:

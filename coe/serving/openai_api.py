@@ -205,7 +205,7 @@ def mount(api: FastAPI, service: Service, clock: Callable[[], float] = time.time
         400: {"model": ChatError, "description": "A mistake in the request, or more than a cascade can do"},
         404: absent,
         413: {"model": ChatError, "description": "Too many bytes"},
-        503: {"model": ChatError, "description": "Overloaded, or nobody answered"},
+        503: {"model": ChatError, "description": "Overloaded, or nobody answered", "headers": schemas.RETRY_AFTER},
     }
     api.add_api_route("/v1/models", own.models, response_model=ModelList, responses={404: absent})
     api.add_api_route(

@@ -76,6 +76,7 @@ def mount(api: FastAPI, service: Service) -> Lane:
             503: {
                 "model": schemas.Failure | schemas.Predictions,
                 "description": "Overloaded, or not every item answered",
+                "headers": schemas.RETRY_AFTER,
             },
         },
         openapi_extra={

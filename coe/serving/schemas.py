@@ -10,6 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coe.serving.http_api import MAX_TEXT_CHARS
 
+RETRY_AFTER: dict[str, Any] = {
+    "Retry-After": {
+        "description": "Seconds after which the queues have room, or the first member that rests is tried again. Absent where "
+        "a member does not rest: the next request may be answered.",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
+"""Header of a 503."""
+
 
 class Part(BaseModel):
     """A described object, which has no other fields."""

@@ -108,7 +108,11 @@ def mount(api: FastAPI, service: Service) -> Lane:
         **mistake,
         200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
         413: {"model": schemas.V2Refusal, "description": "Too many bytes or items"},
-        503: {"model": schemas.Failure, "description": "Overloaded, or not every item answered"},
+        503: {
+            "model": schemas.Failure,
+            "description": "Overloaded, or not every item answered",
+            "headers": schemas.RETRY_AFTER,
+        },
     }
     model = v2.Model.of(service.plan)
     request = schemas.v2_request(model.item_shape, service.access.max_items, list(v2.OUTPUTS), model.datatype)

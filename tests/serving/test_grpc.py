@@ -297,6 +297,10 @@ def test_trailing_metadata_say_how_far_it_had_to_go(calm: Served) -> None:
         with pytest.raises(grpc.RpcError, match="the queues are full") as caught:
             stub.ModelInfer(request)
         assert dict(caught.value.trailing_metadata())["retry-after"] == "2"
+        calm.router.fault, calm.router.down = None, {"small", "middle", "other", "large"}
+        with pytest.raises(grpc.RpcError, match="no member answered") as caught:
+            stub.ModelInfer(request)
+        assert dict(caught.value.trailing_metadata())["retry-after"] == "1", "when the members' rest ends"
 
 
 def test_other_methods_of_triton_are_not_here(client: triton.InferenceServerClient) -> None:

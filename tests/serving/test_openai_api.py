@@ -224,6 +224,7 @@ def test_a_full_house_and_silent_members_are_503(calm: Served, client: OpenAI) -
     with pytest.raises(openai.InternalServerError, match="no member answered") as caught:
         client.chat.completions.create(model=NAME, messages=[user("3")])
     assert (caught.value.status_code, caught.value.code) == (503, "unanswered")
+    assert caught.value.response.headers["retry-after"] == "1", "when the members' rest ends"
     calm.router.down = {"small"}
     got = client.chat.completions.create(model=NAME, messages=[user("3")])
     assert got.model_extra["coe"]["voted"] == 1, "one of the first tier's three is down, so the last tier answers"

@@ -138,6 +138,8 @@ def test_what_goes_wrong_later_is_as_described(service: Served, document: dict[s
     assert [r.status_code for r in (overloaded, unanswered, unready)] == [503, 503, 503]
     for response in (overloaded, unanswered):
         jsonschema.validate(response.json(), schema_of(document, "/predict", "post", 503))
+        described = document["paths"]["/predict"]["post"]["responses"]["503"]["headers"]["Retry-After"]["schema"]
+        jsonschema.validate(int(response.headers["retry-after"]), described)
     jsonschema.validate(unready.json(), schema_of(document, "/readyz", "get", 503))
 
 

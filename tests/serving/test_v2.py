@@ -143,6 +143,8 @@ def test_a_missing_vote_is_told(calm: Served, client: triton.InferenceServerClie
     calm.router.down = set(TABLE.members)
     with pytest.raises(InferenceServerException, match="no member answered 1 of 1 items"):
         client.infer(NAME, [tensor(items(1), binary=True)])
+    response = post(calm, request())
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1"), "when the members' rest ends"
 
 
 def test_overload_is_503_with_the_time_to_come_back(calm: Served) -> None:

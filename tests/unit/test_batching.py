@@ -15,8 +15,8 @@ from coe.cascade.evaluate import route
 from coe.cost.capacity import at_work, in_flight
 from coe.records import Answer, BatchRun, Record
 from coe.router.core import RouterCore
-from coe.router.queries import Overloaded, Reply, Unanswered
-from coe.router.turns import Pace, Turns
+from coe.router.queries import Answers, Overloaded, Reply, Unanswered
+from coe.router.turns import REST_S, Pace, Turns
 from coe.table import PredictionTable
 from coe.types import Cascade, Placement, Tier
 from tests import factories
@@ -294,6 +294,67 @@ def test_when_nobody_answers_the_query_fails_and_is_counted() -> None:
     assert all(isinstance(a, Unanswered) for a in answers)
     assert [r.status for r in service.records if isinstance(r, Answer)] == ["failed", "failed"]
     assert set(service.failures) == {f"{m}@t4-node" for m in CASCADE.members}
+
+
+def unanswered_after(service: Service, asks: int = 1) -> list[float | None]:
+    """What is said after each of some requests that nobody answers, one after the other."""
+
+    async def run() -> list[float | None]:
+        queues = asyncio.ensure_future(service.core.run())
+        told = []
+        for number in range(asks):
+            answers = await service.core.ask({f"q{number}": np.array([0], dtype=np.float32)})
+            assert isinstance(answers, Answers)
+            told.append(answers.retry_after_s)
+        await service.core.close()
+        queues.cancel()
+        return told
+
+    return asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_where_all_members_rest_it_is_said_when_the_first_is_tried_again() -> None:
+    service = Service(CASCADE, TABLE)
+    service.faults = dict.fromkeys(CASCADE.members, _fails)
+    first, second = unanswered_after(service, 2)
+    assert first is not None
+    assert REST_S - 0.5 < first <= REST_S
+    assert second is not None
+    assert second <= first, "the rest is that from the first failure; further ones of the same blow do not lengthen it"
+
+
+def test_a_member_that_does_not_rest_needs_no_waiting_for() -> None:
+    async def without_a_row(where: Placement, batch: np.ndarray) -> Reply:
+        reply = service.honest(where, batch)
+        reply.probs[0] = np.nan  # no answer to this item, and a sound reply to the other
+        return reply
+
+    service = Service(CASCADE, TABLE)
+    service.faults = dict.fromkeys(CASCADE.members, without_a_row)
+    core = service.core
+
+    async def run() -> list[Answer | Unanswered]:
+        queues = asyncio.ensure_future(core.run())
+        answers = await core.ask({i: np.array([0], dtype=np.float32) for i in ("a", "b")})
+        await core.close()
+        queues.cancel()
+        return answers
+
+    answers = asyncio.run(asyncio.wait_for(run(), 20))
+    assert isinstance(answers, Answers)
+    assert [type(a) for a in answers] == [Unanswered, Answer]
+    assert answers.retry_after_s is None
+
+
+def test_a_standby_that_does_not_rest_needs_no_waiting_for() -> None:
+    turns = Turns([1.0, 0.0])
+    turns.failed(0, 10.0)
+    assert turns.next_try_in_s(10.5) is None
+    turns.failed(1, 10.4)
+    assert turns.next_try_in_s(10.5) == pytest.approx(0.5)
+    assert turns.next_try_in_s(99.0) == 0.0
+    turns.answered(1, 100.0)
+    assert turns.next_try_in_s(100.0) is None
 
 
 def test_a_mistake_of_ours_reaches_the_client_instead_of_hanging(monkeypatch: pytest.MonkeyPatch) -> None:

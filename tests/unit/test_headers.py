@@ -36,6 +36,15 @@ def test_of_several_items_the_one_with_the_least_agreement_is_told() -> None:
     assert answer_headers(answers[:1])["x-coe-votes"] == "3/3"
 
 
+@pytest.mark.parametrize(("wait_s", "told"), [(None, None), (0.0, "1"), (1.2, "2"), (30.0, "30")])
+def test_where_all_members_rest_the_client_is_told_when_one_is_tried_again(
+    wait_s: float | None, told: str | None
+) -> None:
+    answers = Answers([Unanswered("a")])
+    answers.retry_after_s = wait_s
+    assert answer_headers(answers).get("Retry-After") == told
+
+
 def test_the_cost_is_that_of_all_items_and_says_what_is_not_in_it() -> None:
     answers = Answers([Answer("a", 0.0, 0.1, 0, 1, 1.0, False), Unanswered("b")])
     assert "x-coe-cost-usd" not in answer_headers(answers)
