@@ -104,6 +104,12 @@ class AuditSums:
             if record.outcome in ("same", "differs"):
                 self._look(record.done_s, self.settings)
 
+    def add_answers(self, answers: int, early: int) -> None:
+        """Count answers without fault at once, `early` of them of a tier before the last, since the record added last."""
+        if self.settings is not None:
+            self._answers += answers
+            self._early += early
+
     def _look(self, now_s: float, settings: Auditing) -> None:
         """Both bounds as they are now. Between audits nobody looks, which bounds that hold at all times allow."""
         self._differing = self._differing.after(self._outcomes.get("differs", 0), self._observed)

@@ -6,7 +6,6 @@ smaller.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ from coe.report.nouns import (
     Served,
     Window,
 )
-from coe.report.window import Clipped, uncovered_s
+from coe.report.window import uncovered_s
 from coe.types import CostLine, Offer, Placement, Plan, PlannedNodes
 
 Key = tuple[int, str, str]
@@ -31,13 +30,12 @@ Key = tuple[int, str, str]
 
 
 def nodes_and_calls(
-    plan: Plan, inside: Clipped, window: Window, answers: int
+    plan: Plan, spans: Sequence[NodeSpan], made: Mapping[Key, CallTotals], window: Window, answers: int
 ) -> tuple[dict[str, NodeRow], tuple[CallRow, ...]]:
-    """Every node type that is rented and every (tier, member, node type) that was planned or called."""
-    made: dict[Key, CallTotals] = defaultdict(CallTotals)
-    for part in inside.runs:
-        made[part.run.tier, part.run.member, part.run.node_type].add(part.run, part.part)
-    rented = {node.node_type: _rented(plan, node.node_type, inside.spans, window) for node in plan.nodes}
+    """Every node type that is rented and every (tier, member, node type) that was planned or called.
+
+    spans: node time within the window.   made: what was called in it."""
+    rented = {node.node_type: _rented(plan, node.node_type, spans, window) for node in plan.nodes}
     return bill_of(plan, rented, made, answers, window)
 
 

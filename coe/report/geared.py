@@ -6,21 +6,27 @@ of the gear that was in service; all gears stand on the same machines, so spans 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-
-import numpy as np
+from collections.abc import Iterable, Mapping, Sequence
 
 from coe.cost.model import SECONDS_PER_HOUR
 from coe.errors import InvalidInput, Problem
 from coe.records import Bench, NodeSpan, Record
 from coe.report import words
-from coe.report.audits import Audited, audited
+from coe.report.audits import Audited
 from coe.report.bill import nodes_and_calls, per_1k
+from coe.report.gathering import Gathered, gather_gear, window_of
 from coe.report.nouns import Window
 from coe.report.quality import claim_in_words
-from coe.report.queries import Asked, asked_of
-from coe.report.window import Clipped, clip, disjoint, uncovered_s, window_of
+from coe.report.queries import (
+    AnswerColumns,
+    Asked,
+    merged,
+    quantile_of,
+    refuse_other_classes,
+    rows_of,
+    share_within,
+)
+from coe.report.window import disjoint, uncovered_s
 from coe.table import PredictionTable
 from coe.types import Count, Fraction, Gear, Gears, Name, NotNegative, Noun, OpenFraction, Plan, Positive
 
@@ -94,7 +100,7 @@ class GearsReport(Noun):
 
 def summarise_gears(
     gears: Gears,
-    records: Mapping[str, Sequence[Record]],
+    records: Mapping[str, Iterable[Record]],
     *,
     bench: Bench | None = None,
     table: PredictionTable | None = None,
@@ -109,36 +115,66 @@ def summarise_gears(
 
     Raises `InvalidInput` where there are no records, and for names that are no gears.
     """
+    gathered = gather_gears(gears, records, bench, table)
+    return summarised_gears(
+        gears, gathered, bench=bench, table=table, unaccounted=unaccounted, ledger_notes=ledger_notes
+    )
+
+
+def gather_gears(
+    gears: Gears,
+    records: Mapping[str, Iterable[Record]],
+    bench: Bench | None = None,
+    table: PredictionTable | None = None,
+) -> dict[str, Gathered]:
+    """Gear's name -> its records, of which none is kept; each gear's pass by after those of the one before."""
     if strangers := set(records) - set(gears.names):
         raise InvalidInput(Problem("ledger", "must be of the gears", ", ".join(sorted(strangers))))
-    window = window_of([r for own in records.values() for r in own], bench)
-    inside = {name: clip(records.get(name, ()), window) for name in gears.names}
-    asked = {
-        name: _asked(gear.plan, inside[name], bench, table) for gear, name in zip(gears.gears, gears.names, strict=True)
+    rows = rows_of(table)
+    for gear in gears.gears:
+        refuse_other_classes(gear.plan, table)
+    return {
+        name: gather_gear(gear.plan, records.get(name, ()), bench, rows)
+        for gear, name in zip(gears.gears, gears.names, strict=True)
     }
+
+
+def summarised_gears(
+    gears: Gears,
+    gathered: Mapping[str, Gathered],
+    *,
+    bench: Bench | None = None,
+    table: PredictionTable | None = None,
+    unaccounted: int = 0,
+    ledger_notes: Sequence[str] = (),
+) -> GearsReport:
+    """The same of records that have passed by (`gather_gears`, with the same `bench` and `table`)."""
+    window = window_of(gathered.values(), bench)
+    for own in gathered.values():
+        own.refuse_strangers()
+    asked = {name: _asked(own, table) for name, own in gathered.items()}
     plan = gears.gears[0].plan
-    seconds = {name: _in_service_s(plan, clipped) for name, clipped in inside.items()}
-    rented_usd, unmetered_s = _rent(plan, [s for clipped in inside.values() for s in clipped.spans], window)
+    seconds = {name: _in_service_s(plan, own.spans) for name, own in gathered.items()}
+    rented_usd, unmetered_s = _rent(plan, [s for own in gathered.values() for s in own.spans], window)
     rows = tuple(
-        _row(gear, name, inside[name], asked[name], window, seconds[name], rented_usd * _part(seconds, name))
+        _row(gear, name, gathered[name], asked[name], window, seconds[name], rented_usd * _part(seconds, name))
         for gear, name in zip(gears.gears, gears.names, strict=True)
     )
     answered, requests = sum(r.answered for r in rows), sum(r.requests for r in rows)
     usage = sum(r.usd_usage for r in rows)
-    fees = sum(part.run.fee_usd * part.part for clipped in inside.values() for part in clipped.runs)
-    judged = (
-        [(a.correct & a.judged).sum() for a in asked.values()],
-        [(a.answered & a.judged).sum() for a in asked.values()],
+    fees = sum(calls.fee_usd for own in gathered.values() for calls in own.made.values())
+    right, judged = (
+        sum(a.count(which) for a in asked.values())
+        for which in (lambda b: b.judged & b.correct, lambda b: b.judged & b.answered)
     )
-    times = np.sort(np.concatenate([a.latency_s for a in asked.values()]))
     return GearsReport(
         window=window,
         gears=rows,
         requests=requests,
         answered=answered,
         in_time=sum((r.in_time or 0.0) * r.requests for r in rows) / requests if requests else None,
-        p99_s=_quantile(times, 0.99),
-        accuracy=float(sum(judged[0]) / sum(judged[1])) if sum(judged[1]) else None,
+        p99_s=quantile_of(merged([a.latency_s for a in asked.values()]), 0.99),
+        accuracy=right / judged if judged else None,
         usd_usage=usage,
         usd_allocation=rented_usd + fees,
         usd_per_1k_usage=per_1k(usage, answered),
@@ -148,28 +184,15 @@ def summarise_gears(
     )
 
 
-def _asked(plan: Plan, inside: Clipped, bench: Bench | None, table: PredictionTable | None) -> Asked:
+def _asked(gathered: Gathered, table: PredictionTable | None) -> Asked:
     """What a gear was asked: by its ledger, and with the client's labels where there is a client."""
-    asked = asked_of(plan, inside, None, table)
-    if bench is None:
-        return asked
-    label_of = {a.item: a.label for a in bench.answers}
-    labels = [label_of.get(item, known) for item, known in zip(asked.items, asked.labels.tolist(), strict=True)]
-    kept = np.array([item in label_of for item in asked.items], dtype=np.bool_)
-    return Asked(
-        tuple(item for item, keep in zip(asked.items, kept, strict=True) if keep),
-        asked.answers[kept],
-        np.array(labels, dtype=np.int64)[kept],
-        asked.tiers[kept],
-        asked.degraded[kept],
-        asked.latency_s[kept],
-        asked.rows[kept],
-    )
+    assert isinstance(gathered.answers, AnswerColumns)
+    return Asked.of_ledger(gathered.answers, table)
 
 
-def _in_service_s(plan: Plan, inside: Clipped) -> float:
+def _in_service_s(plan: Plan, spans: Sequence[NodeSpan]) -> float:
     """Seconds of a mean router; each writes the spans of all node types."""
-    own = [s for s in inside.spans if s.node_type == plan.router.node_type]
+    own = [s for s in spans if s.node_type == plan.router.node_type]
     return sum(s.end_s - s.start_s for s in own) / plan.router.replicas
 
 
@@ -191,44 +214,35 @@ def _rent(plan: Plan, spans: Sequence[NodeSpan], window: Window) -> tuple[float,
 
 
 def _row(
-    gear: Gear, name: str, inside: Clipped, asked: Asked, window: Window, in_service_s: float, rented_usd: float
+    gear: Gear, name: str, gathered: Gathered, asked: Asked, window: Window, in_service_s: float, rented_usd: float
 ) -> GearRow:
     plan = gear.plan
-    _, calls = nodes_and_calls(plan, inside, window, len(asked.items))
+    _, calls = nodes_and_calls(plan, gathered.spans, gathered.made, window, len(asked))
     usage = sum(row.usd + row.usd_fees for row in calls)
-    judged = asked.judged & asked.answered
-    times = np.sort(asked.latency_s)
-    answered = int(asked.answered.sum())
+    times = asked.latency_s
+    answered = asked.count(lambda b: b.answered)
     return GearRow(
         name=name,
         plan_fingerprint=plan.fingerprint(),
         up_to_per_s=gear.up_to_per_s,
         promised=claim_in_words(plan),
         accuracy_planned=plan.stats.accuracy,
-        accuracy=float(asked.correct[judged].mean()) if judged.any() else None,
-        judged=int(judged.sum()),
+        accuracy=asked.accuracy,
+        judged=asked.count(lambda b: b.judged & b.answered),
         seconds=in_service_s,
-        requests=len(asked.items),
+        requests=len(asked),
         answered=answered,
-        degraded=int((asked.degraded & asked.answered).sum()),
-        p50_s=_quantile(times, 0.5),
-        p99_s=_quantile(times, 0.99),
+        degraded=asked.count(lambda b: b.degraded & b.answered),
+        p50_s=quantile_of(times, 0.5),
+        p99_s=quantile_of(times, 0.99),
         promised_s=plan.workload.latency_s,
         quantile=plan.workload.latency_quantile,
-        in_time=float((times <= plan.workload.latency_s).mean()) if len(times) else None,
+        in_time=share_within(times, plan.workload.latency_s),
         usd_usage=usage,
         usd_rented=rented_usd,
         usd_per_1k_usage=per_1k(usage, answered),
-        audits=audited(plan.cascade, (*inside.audits, *inside.answers), sum(row.usd_audits for row in calls)),
+        audits=gathered.audits.figures(sum(row.usd_audits for row in calls)),
     )
-
-
-def _quantile(ordered: np.ndarray, q: float) -> float | None:
-    """The smallest value that a share `q` does not exceed; None where that many were not answered."""
-    if not len(ordered):
-        return None
-    value = float(ordered[max(0, math.ceil(q * len(ordered) - 1e-9) - 1)])
-    return max(0.0, value) if math.isfinite(value) else None
 
 
 def _notes(

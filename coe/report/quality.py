@@ -15,20 +15,19 @@ from coe.report.nouns import (
     Mismatch,
     Role,
 )
-from coe.report.queries import Asked
+from coe.report.queries import Asked, Block
 from coe.table import PredictionTable
-from coe.types import Certificate, Claim, IntArray, Plan
+from coe.types import BoolArray, Certificate, Claim, IntArray, Plan
 
 EXAMPLES = 5
 
 
 def accuracy_rows(plan: Plan, asked: Asked, table: PredictionTable | None) -> tuple[AccuracyRow, ...]:
     """The cascade as served; beside it the best single model and the reference on the same queries."""
-    judged = asked.judged
-    n = int(judged.sum())
+    n = asked.count(lambda b: b.judged)
     rows = []
     if n:
-        right = int(asked.correct[judged].sum())
+        right = asked.count(lambda b: b.judged & b.correct)
         low, high = accuracy_interval(right, n)
         rows.append(
             AccuracyRow(
@@ -41,7 +40,7 @@ def accuracy_rows(plan: Plan, asked: Asked, table: PredictionTable | None) -> tu
                 source="as served",
             )
         )
-    replayed = table if n and (asked.rows[judged] >= 0).all() else None
+    replayed = table if asked.are_recorded() else None
     if plan.baseline is not None:
         baseline = plan.baseline.member
         if replayed is not None and baseline in replayed.members:
@@ -67,22 +66,24 @@ def accuracy_rows(plan: Plan, asked: Asked, table: PredictionTable | None) -> tu
 
 def _replayed(member: str, role: Role, asked: Asked, table: PredictionTable) -> AccuracyRow:
     """A single model's recorded answers to the judged queries."""
-    right = _recorded(member, asked, table) == asked.labels[asked.judged]
-    low, high = accuracy_interval(int(right.sum()), len(right))
+    column = table.columns([member])[0]
+    n = asked.count(lambda b: b.judged)
+    right = asked.count(lambda b: b.judged & (_recorded(column, b, table) == b.labels))
+    low, high = accuracy_interval(right, n)
     return AccuracyRow(
         name=member,
         role=role,
-        accuracy=float(right.mean()),
+        accuracy=right / n,
         low=low,
         high=high,
-        items=len(right),
+        items=n,
         source="recorded answers to the same queries",
     )
 
 
-def _recorded(member: str, asked: Asked, table: PredictionTable) -> IntArray:
-    """Answers of a member to the judged queries."""
-    recorded: IntArray = table.answers[asked.rows[asked.judged], table.columns([member])[0]]
+def _recorded(column: int, block: Block, table: PredictionTable) -> IntArray:
+    """(queries,) answers of a member; of queries that are in the table."""
+    recorded: IntArray = table.answers[np.maximum(block.rows, 0), column]
     return recorded
 
 
@@ -92,16 +93,17 @@ def row_of(rows: Sequence[AccuracyRow], role: Role) -> AccuracyRow | None:
 
 def loss_of(plan: Plan, asked: Asked, table: PredictionTable | None) -> Loss | None:
     """How often the cascade was wrong where the certificate's reference is right."""
-    certificate, judged = plan.cascade.certificate, asked.judged
-    if certificate is None or table is None or not judged.any() or not (asked.rows[judged] >= 0).all():
+    certificate = plan.cascade.certificate
+    if certificate is None or table is None or not asked.are_recorded() or certificate.reference not in table.members:
         return None
-    if certificate.reference not in table.members:
-        return None
-    recorded = _recorded(certificate.reference, asked, table)
-    answers, labels = asked.answers[judged], asked.labels[judged]
-    claim, n = certificate.claim, int(judged.sum())
-    lost = int((answers != recorded).sum() if claim == "disagreement" else losses(answers, recorded, labels).sum())
-    gained = int(losses(recorded, answers, labels).sum()) if claim == "excess" else 0
+    column, claim = table.columns([certificate.reference])[0], certificate.claim
+    n = asked.count(lambda b: b.judged)
+    lost = asked.count(lambda b: b.judged & _is_lost(claim, b, _recorded(column, b, table)))
+    gained = (
+        asked.count(lambda b: b.judged & losses(_recorded(column, b, table), b.answers, b.labels))
+        if claim == "excess"
+        else 0
+    )
     low, high = _rate_interval(claim, lost, gained, n)
     rate = (lost - gained) / n
     reached = "not contradicted" if low <= certificate.epsilon else "contradicted"
@@ -118,6 +120,13 @@ def loss_of(plan: Plan, asked: Asked, table: PredictionTable | None) -> Loss | N
         high=high,
         verdict="held" if rate <= certificate.epsilon else reached,
     )
+
+
+def _is_lost(claim: Claim, block: Block, recorded: IntArray) -> BoolArray:
+    """(queries,): where the cascade does what is claimed to be rare."""
+    if claim == "disagreement":
+        return np.asarray(block.answers != recorded, dtype=np.bool_)
+    return losses(block.answers, recorded, block.labels)
 
 
 def _rate_interval(claim: Claim, lost: int, gained: int, n: int) -> tuple[float, float]:
@@ -163,17 +172,18 @@ def claim_in_words(plan: Plan) -> str:
 
 def mismatch_of(plan: Plan, asked: Asked, table: PredictionTable | None) -> Mismatch | None:
     """Live answers that differ from the offline cascade on the same items. Degraded and failed ones are left out."""
-    compared = asked.answered & ~asked.degraded & (asked.rows >= 0)
-    if table is None or not compared.any():
+    if table is None:
         return None
     offline = route(plan.cascade, table)
-    rows = asked.rows[compared]
-    other_answer = offline.answer[rows] != asked.answers[compared]
-    other_tier = offline.tier[rows] != asked.tiers[compared]
-    which = np.flatnonzero(compared)[other_answer | other_tier][:EXAMPLES]
-    return Mismatch(
-        compared=int(compared.sum()),
-        answers=int(other_answer.sum()),
-        tiers=int(other_tier.sum()),
-        examples=tuple(asked.items[i] for i in which),
-    )
+    compared = answers = tiers = 0
+    examples: list[str] = []
+    for block in asked.blocks():
+        which = block.answered & ~block.degraded & (block.rows >= 0)
+        rows = block.rows[which]
+        other_answer = offline.answer[rows] != block.answers[which]
+        other_tier = offline.tier[rows] != block.tiers[which]
+        compared, answers, tiers = compared + len(rows), answers + other_answer.sum(), tiers + other_tier.sum()
+        examples += table.items[rows[other_answer | other_tier][: EXAMPLES - len(examples)]].tolist()
+    if not compared:
+        return None
+    return Mismatch(compared=compared, answers=int(answers), tiers=int(tiers), examples=tuple(examples))

@@ -8,15 +8,16 @@ what happened, the plan says what was expected, and the two stand beside each ot
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coe.cost.model import total_usd
-from coe.errors import InvalidInput, Problem
+from coe.errors import InvalidInput
 from coe.records import Bench, Record
 from coe.report import words
-from coe.report.audits import Audited, audited
+from coe.report.audits import Audited
 from coe.report.bill import cost_of, fee_line, nodes_and_calls, other_lines, per_1k, usage_line
+from coe.report.gathering import Gathered, gather, strange_tier, window_of
 from coe.report.nouns import (
     AccuracyRow,
     Against,
@@ -44,12 +45,11 @@ from coe.report.quality import (
     observed_in_words,
     row_of,
 )
-from coe.report.queries import Asked, asked_of, latency_of, served_of
-from coe.report.window import Clipped, clip, window_of
+from coe.report.queries import AnswerColumns, Asked, Block, latency_of, served_of
 from coe.table import PredictionTable
-from coe.types import MISSING_VOTE, Plan, Tier
+from coe.types import MISSING_VOTE, BoolArray, Plan, Tier
 
-__all__ = ["Report", "summarise"]
+__all__ = ["Report", "gather", "summarise", "summarised"]
 
 BASES: tuple[Basis, Basis] = ("usage", "allocation")
 OLD_PRICE_DAYS = 90
@@ -61,7 +61,7 @@ UNMETERED = 0.01
 
 def summarise(
     plan: Plan,
-    records: Sequence[Record],
+    records: Iterable[Record],
     *,
     bench: Bench | None = None,
     table: PredictionTable | None = None,
@@ -77,30 +77,62 @@ def summarise(
 
     Raises `InvalidInput` for an empty ledger, and for records that cannot be this plan's.
     """
-    window = window_of(records, bench)
-    inside = clip(records, window)
-    _check_belongs(plan, inside, bench)
-    asked = asked_of(plan, inside, bench, table)
-    served = served_of(plan, inside, asked, window, unaccounted)
-    bill = nodes_and_calls(plan, inside, window, served.answered + served.other)
-    at = asked.tiers[asked.answered]
+    gathered = gather(plan, records, bench, table)
+    return summarised(plan, gathered, bench=bench, table=table, unaccounted=unaccounted, ledger_notes=ledger_notes)
+
+
+def summarised(
+    plan: Plan,
+    gathered: Gathered,
+    *,
+    bench: Bench | None = None,
+    table: PredictionTable | None = None,
+    unaccounted: int = 0,
+    ledger_notes: Sequence[str] = (),
+) -> Report:
+    """The same of records that have passed by (`gather`, with the same `bench` and `table`)."""
+    window = window_of([gathered], bench)
+    gathered.refuse_strangers()
+    asked, lacking, other = _asked(plan, gathered, bench, table)
+    served = served_of(plan, asked, window, lacking=lacking, other=other, unaccounted=unaccounted)
+    bill = nodes_and_calls(plan, gathered.spans, gathered.made, window, served.answered + served.other)
+    tiers = range(len(plan.cascade.tiers))
     return assembled(
         plan,
         window,
         served,
         latency_of(plan, asked, "router" if bench is None else "client"),
         bill,
-        [int((at == number).sum()) for number in range(len(plan.cascade.tiers))],
+        [asked.count(_answered_by(number)) for number in tiers],
         Quality(
             rows=accuracy_rows(plan, asked, table),
             loss=loss_of(plan, asked, table),
             mismatch=mismatch_of(plan, asked, table),
             observed=asked.accuracy,
-            by_tier=_accuracy_by_tier(plan, asked),
-            audits=audited(plan.cascade, (*inside.audits, *inside.answers), sum(row.usd_audits for row in bill[1])),
+            by_tier=tuple(asked.accuracy_of(_answered_by(number)) for number in tiers),
+            audits=gathered.audits.figures(sum(row.usd_audits for row in bill[1])),
         ),
         ledger_notes,
     )
+
+
+def _asked(
+    plan: Plan, gathered: Gathered, bench: Bench | None, table: PredictionTable | None
+) -> tuple[Asked, int, int]:
+    """The queries, how many answers of the client's the ledger lacks, and how many it has of others."""
+    answers = gathered.answers
+    if bench is None or isinstance(answers, AnswerColumns):
+        assert isinstance(answers, AnswerColumns)
+        return Asked.of_ledger(answers, table), 0, 0
+    _refuse_strange_tiers(plan, bench)
+    asked = Asked.of_client(bench, table)
+    answered = [a for a in bench.answers if a.http_status == 200 and a.answer != MISSING_VOTE]
+    return asked, answers.lacking(a.item for a in answered), answers.others
+
+
+def _answered_by(tier: int) -> Callable[[Block], BoolArray]:
+    """Whether a query was answered by that tier."""
+    return lambda block: block.answered & (block.tiers == tier)
 
 
 @dataclass(frozen=True)
@@ -164,29 +196,12 @@ def assembled(
     )
 
 
-def _check_belongs(plan: Plan, inside: Clipped, bench: Bench | None) -> None:
-    """Refuse records of members, node types or tiers that the plan does not have: their dollars would be guesses."""
-    problems: dict[str, Problem] = {}
-    remedy = "give the plan that the service ran"
-    offered, rented = {o.node_type for o in plan.offers}, {n.node_type for n in plan.nodes}
-    tier_of = {m: t for t, tier in enumerate(plan.cascade.tiers) for m in tier.members}
-    for part in inside.runs:
-        run = part.run
-        if run.node_type not in offered & rented:
-            problems[run.node_type] = Problem("ledger", "the plan rents no such node type", run.node_type, remedy)
-        if tier_of.get(run.member) != run.tier:
-            found = f"member '{run.member}' in tier {run.tier + 1}"
-            problems[found] = Problem("ledger", "the plan has no such member in that tier", found, remedy)
-    for span in inside.spans:
-        if span.node_type not in rented:
-            problems[span.node_type] = Problem("ledger", "the plan rents no such node type", span.node_type, remedy)
-    answers = bench.answers if bench is not None else inside.answers
-    for tier in {a.tier for a in answers if a.answer != MISSING_VOTE}:
-        if not 0 <= tier < len(plan.cascade.tiers):
-            found = f"an answer of tier {tier + 1}"
-            problems[found] = Problem("ledger or bench", "the plan has no such tier", found, remedy)
-    if problems:
-        raise InvalidInput(problems.values())
+def _refuse_strange_tiers(plan: Plan, bench: Bench) -> None:
+    """`InvalidInput` where the client was told of tiers that the plan does not have."""
+    known = range(len(plan.cascade.tiers))
+    tiers = {a.tier for a in bench.answers if a.answer != MISSING_VOTE and a.tier not in known}
+    if tiers:
+        raise InvalidInput(strange_tier(tier) for tier in sorted(tiers))
 
 
 # --- Savings ----------------------------------------------------------------------------------------------------------
@@ -272,12 +287,6 @@ def _saved_words(saved: float) -> str:
 
 
 # --- Plan and reality -------------------------------------------------------------------------------------------------
-
-
-def _accuracy_by_tier(plan: Plan, asked: Asked) -> tuple[float | None, ...]:
-    """Among the judged queries that each tier answered; None where there are none."""
-    judged = [asked.judged & asked.answered & (asked.tiers == number) for number in range(len(plan.cascade.tiers))]
-    return tuple(float(asked.correct[among].mean()) if among.any() else None for among in judged)
 
 
 def _tiers(

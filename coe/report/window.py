@@ -2,54 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import pairwise
 
-from coe.errors import InvalidInput, Problem
-from coe.records import Answer, Audit, Auditing, BatchRun, Bench, NodeSpan, Record
+from coe.records import Audit, Auditing, BatchRun, NodeSpan, Record
 from coe.report.nouns import Window
 
 
-@dataclass(frozen=True)
-class PartOfRun:
-    """A member call and the part of it (0..1] that falls into the window."""
-
-    run: BatchRun
-    part: float
-
-    @property
-    def busy_s(self) -> float:
-        """Busy seconds inside the window."""
-        return self.run.busy_s * self.part
-
-
-@dataclass(frozen=True)
-class Clipped:
-    """What of a ledger falls into a window. Spans are cut at its ends; answers belong where they were done."""
-
-    spans: tuple[NodeSpan, ...]
-    runs: tuple[PartOfRun, ...]
-    answers: tuple[Answer, ...]
-    audits: tuple[Auditing | Audit, ...] = ()
-    """Those that ended inside, and how they were made: also what was settled before."""
-
-
-def window_of(records: Sequence[Record], bench: Bench | None) -> Window:
-    """The bench's run where there is one, else from the first to the last instant in the ledger.
-
-    Raises `InvalidInput` where neither has anything.
-    """
-    if bench is not None:
-        return Window(start_s=bench.started_s, end_s=bench.ended_s, source="bench")
-    if not records:
-        remedy = "is it the folder that `coe build --ledger` named, and was the service asked anything?"
-        raise InvalidInput(Problem("ledger", "has no records", remedy=remedy))
-    extents = [_extent(record) for record in records]
-    return Window(start_s=min(e[0] for e in extents), end_s=max(e[1] for e in extents), source="ledger")
-
-
-def _extent(record: Record) -> tuple[float, float]:
+def extent(record: Record) -> tuple[float, float]:
+    """First and last instant that a record speaks of."""
     if isinstance(record, NodeSpan):
         return record.start_s, record.end_s
     if isinstance(record, BatchRun):
@@ -61,30 +22,20 @@ def _extent(record: Record) -> tuple[float, float]:
     return record.arrival_s, record.done_s
 
 
-def clip(records: Iterable[Record], window: Window) -> Clipped:
-    """The parts of the records that lie inside the window."""
-    spans, runs, answers, audits = [], [], [], list[Auditing | Audit]()
-    for record in records:
-        start_s, end_s = _extent(record)
-        if isinstance(record, Answer):
-            if window.start_s <= end_s <= window.end_s:
-                answers.append(record)
-            continue
-        if isinstance(record, Auditing | Audit):
-            if end_s <= window.end_s and (isinstance(record, Auditing) or window.start_s <= end_s):
-                audits.append(record)
-            continue
-        inside_s = min(end_s, window.end_s) - max(start_s, window.start_s)
-        if isinstance(record, NodeSpan):
-            if inside_s > 0:
-                cut = (max(start_s, window.start_s), min(end_s, window.end_s))
-                spans.append(NodeSpan(record.node_type, record.count, record.usd_per_hour, *cut))
-        elif inside_s > 0:
-            # over end - start and not over busy_s: beside an epoch time that has lost digits, and a part must reach 1
-            runs.append(PartOfRun(record, inside_s / (end_s - start_s)))
-        elif inside_s == 0 and start_s == end_s:
-            runs.append(PartOfRun(record, 1.0))
-    return Clipped(tuple(spans), tuple(runs), tuple(answers), tuple(audits))
+def part_of_run(run: BatchRun, start_s: float, end_s: float) -> float:
+    """The part [0..1] of a call that falls into a window; all of one without length that lies in it."""
+    began_s, ended_s = extent(run)
+    inside_s = min(ended_s, end_s) - max(began_s, start_s)
+    if inside_s > 0:
+        # over end - start and not over busy_s: beside an epoch time that has lost digits, and a part must reach 1
+        return inside_s / (ended_s - began_s)
+    return 1.0 if inside_s == 0 and began_s == ended_s else 0.0
+
+
+def cut_span(span: NodeSpan, start_s: float, end_s: float) -> NodeSpan | None:
+    """A span within a window; None where nothing of it is."""
+    cut = max(span.start_s, start_s), min(span.end_s, end_s)
+    return NodeSpan(span.node_type, span.count, span.usd_per_hour, *cut) if cut[0] < cut[1] else None
 
 
 def disjoint(spans: Iterable[NodeSpan]) -> tuple[NodeSpan, ...]:

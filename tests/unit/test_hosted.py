@@ -18,7 +18,6 @@ from coe.placement.optimize import plan
 from coe.records import NodeSpan
 from coe.report.bill import nodes_and_calls
 from coe.report.nouns import Window
-from coe.report.window import Clipped
 from coe.runners.base import RUNNERS, Said
 from coe.serving.app import MEMBER_QUEUE, CascadeArgs, build
 from coe.serving.labels import NODE_TYPE_LABEL
@@ -142,8 +141,7 @@ def test_batches_are_under_way_side_by_side_and_keep_no_machine_busy(monkeypatch
 def test_what_a_report_expects_of_a_plan_with_hosted_models_adds_up_to_its_usage() -> None:
     found = planned()
     span = NodeSpan(found.router.node_type, 1, 1.0, 0.0, 3600.0)
-    inside = Clipped(runs=(), spans=(span,), answers=())
-    _, calls = nodes_and_calls(found, inside, Window(start_s=0.0, end_s=3600.0, source="ledger"), 0)
+    _, calls = nodes_and_calls(found, [span], {}, Window(start_s=0.0, end_s=3600.0, source="ledger"), 0)
     per_1k = {row.member: row.usd_per_1k_predicted for row in calls}
     assert per_1k["large"] == pytest.approx(1000 * found.stats.calls["large"] * PER_CALL.usd_per_call)
     assert sum(per_1k.values()) == pytest.approx(found.cost.usd_per_1k_usage)

@@ -14,8 +14,8 @@ from coe.cascade.evaluate import accuracy_interval
 from coe.errors import InvalidInput
 from coe.records import Answer, BatchRun, Bench, NodeSpan, Record
 from coe.report.nouns import Report, Window
-from coe.report.summarise import summarise
-from coe.report.window import clip, uncovered_s, window_of
+from coe.report.summarise import gather, summarise
+from coe.report.window import cut_span, part_of_run, uncovered_s
 from tests import report_case as case
 
 
@@ -185,9 +185,8 @@ def test_the_verdict_without_a_single_model_that_keeps_the_promises() -> None:
 
 
 def test_without_a_client_the_window_is_the_extent_of_the_ledger() -> None:
-    window = window_of(case.records(), None)
-    assert (window.start_s, window.end_s) == (case.START_S - 9, case.START_S + 15)
     result = report(bench=None)
+    assert (result.window.start_s, result.window.end_s) == (case.START_S - 9, case.START_S + 15)
     assert result.served.answered == 11
     assert result.latency is not None
     assert (result.latency.source, result.latency.requests) == ("router", 11)
@@ -258,20 +257,18 @@ def test_busier_than_rented_is_shown_and_noted() -> None:
         pytest.param(9, 4, 0.25, id="over-the-end"),
         pytest.param(-5, 20, 0.5, id="over-both-ends"),
         pytest.param(4, 0, 1.0, id="without-length"),
-        pytest.param(-3, 3, None, id="ends-where-it-starts"),
-        pytest.param(11, 1, None, id="after"),
+        pytest.param(-3, 3, 0.0, id="ends-where-it-starts"),
+        pytest.param(11, 1, 0.0, id="after"),
     ],
 )
-def test_a_call_counts_for_its_part_inside_the_window(start_s: float, busy_s: float, part: float | None) -> None:
-    window = Window(start_s=0, end_s=10, source="bench")
-    runs = clip([BatchRun(0, "small", "t4-node", 0.5, 4, start_s, busy_s)], window).runs
-    assert [r.part for r in runs] == ([] if part is None else [pytest.approx(part)])
+def test_a_call_counts_for_its_part_inside_the_window(start_s: float, busy_s: float, part: float) -> None:
+    assert part_of_run(BatchRun(0, "small", "t4-node", 0.5, 4, start_s, busy_s), 0, 10) == pytest.approx(part)
 
 
 def test_spans_are_cut_and_gaps_are_found() -> None:
     window = Window(start_s=0, end_s=10, source="bench")
     spans = [NodeSpan("t4-node", 1, 1.0, -3, 2), NodeSpan("t4-node", 1, 1.0, 4, 7), NodeSpan("t4-node", 2, 1.0, 6, 30)]
-    inside = clip(spans, window).spans
+    inside = [cut for s in (*spans, NodeSpan("t4-node", 1, 1.0, 11, 12)) if (cut := cut_span(s, 0, 10)) is not None]
     assert [(s.start_s, s.end_s) for s in inside] == [(0, 2), (4, 7), (6, 10)]
     assert uncovered_s(inside, window) == pytest.approx(2)
     assert uncovered_s([], window) == pytest.approx(10)
@@ -380,12 +377,12 @@ def test_two_halves_of_a_window_cost_what_the_whole_does(records: list[Record], 
     """Clipping neither loses nor doubles a second."""
     cut = case.START_S + 10 * at
     whole, first, second = (
-        clip(records, Window(start_s=a, end_s=b, source="bench"))
+        gather(case.plan(), records, case.bench().model_copy(update={"started_s": a, "ended_s": b}))
         for a, b in ((case.START_S, case.END_S), (case.START_S, cut), (cut, case.END_S))
     )
     for busy in (
-        lambda c: sum(r.busy_s for r in c.runs),
-        lambda c: sum((s.end_s - s.start_s) * s.count for s in c.spans),
+        lambda g: sum(calls.busy_s for calls in g.made.values()),
+        lambda g: sum((s.end_s - s.start_s) * s.count for s in g.spans),
     ):
         assert busy(first) + busy(second) == pytest.approx(busy(whole), abs=1e-5)
 
