@@ -93,27 +93,23 @@ class Written:
 
 def _of_plan(plan: Plan, where: str, asked: Asked) -> Written:
     """Quality, tiers, dollars, latency and promises of one plan."""
-    from coe.ledger import read_ledger
-    from coe.report.summarise import summarise
+    from coe.ledger import LedgerReader
+    from coe.report.summarise import gather, summarised
 
-    written = read_ledger(asked.ledger, plan.fingerprint())
+    written = LedgerReader(asked.ledger, plan.fingerprint())
     if written.plan_fingerprint != plan.fingerprint():
         rule, remedy = f"is the ledger of another plan than {where}", "give the plan that was served"
         raise InvalidInput(Problem(str(asked.ledger), rule, written.plan_fingerprint[:12], remedy))
-    result = summarise(
-        plan,
-        written.records,
-        unaccounted=written.unaccounted,
-        ledger_notes=written.notes,
-        **asked.beside_ledger(),
-    )
+    beside = asked.beside_ledger()
+    gathered = gather(plan, written, **beside)  # first: what is missing is known once all has been read
+    result = summarised(plan, gathered, unaccounted=written.unaccounted, ledger_notes=written.notes, **beside)
     return Written(_rendered(result, asked.form), result.missed, f"{result.served.answered} answers")
 
 
 def _of_gears(gears: Gears, asked: Asked) -> Written:
     """How long each gear was in service, what it promised, what came of it, and the bill of all."""
-    from coe.ledger import plans_in, read_ledger
-    from coe.report.geared import summarise_gears
+    from coe.ledger import LedgerReader, plans_in
+    from coe.report.geared import gather_gears, summarised_gears
 
     if asked.form is Format.html:
         remedy = "use text, markdown or json; the live page draws one gear"
@@ -121,19 +117,21 @@ def _of_gears(gears: Gears, asked: Asked) -> Written:
     prints = {name: g.plan.fingerprint() for name, g in zip(gears.names, gears.gears, strict=True)}
     there = plans_in(asked.ledger)
     written = {
-        name: read_ledger(asked.ledger, print_, comes_and_goes=True)
+        name: LedgerReader(asked.ledger, print_, comes_and_goes=True)
         for name, print_ in prints.items()
         if print_ in there
     }
     if not written:
         remedy = "give the gears that were served, and the folder that `coe build --ledger` named"
         raise InvalidInput(Problem(str(asked.ledger), "holds no ledger of these gears", remedy=remedy))
-    result = summarise_gears(
+    beside = asked.beside_ledger()
+    gathered = gather_gears(gears, written, **beside)
+    result = summarised_gears(
         gears,
-        {name: found.records for name, found in written.items()},
+        gathered,
         unaccounted=sum(found.unaccounted for found in written.values()),
         ledger_notes=[note for found in written.values() for note in found.notes],
-        **asked.beside_ledger(),
+        **beside,
     )
     what = f"{result.answered} answers of {len(written)} gears"
     return Written(_rendered_gears(result, asked.form), result.missed, what)

@@ -32,6 +32,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "dict": (dict,),
 }
+_FITTING: dict[tuple[Any, ...], type[Record]] = {}
+"""Types of a line's values and its letter -> the record that it was found to be; few, as many as there are kinds of lines."""
 _json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -105,11 +107,14 @@ def remark_line(remark: Remark) -> str:
     return _json(("L", remark.start_s, remark.end_s, remark.counts, remark.why)) + "\n"
 
 
-def understood(data: object) -> Record | Remark | str:
+def understood(data: Any) -> Record | Remark | str:
     """What a parsed line says, or the rule that it breaks."""
     letter: Any = None
     values: list[Any] = []
     if isinstance(data, list) and data:
+        known = _FITTING.get((*map(type, data), data[0])) if isinstance(data[0], str) else None
+        if known is not None:
+            return known(*data[1:])
         letter, *values = data
     if letter == "E" and _fit(values, ("int", "str")):
         return End(*values)
@@ -127,6 +132,7 @@ def understood(data: object) -> Record | Remark | str:
     types = [str(f.type) for f in names[: max(least, len(values))]]
     if not _fit(values, types):
         return f"a {kind.__name__} has the fields {', '.join(f.name for f in names)}"
+    _FITTING[*map(type, data), letter] = kind
     return kind(*values)
 
 
