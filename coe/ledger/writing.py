@@ -50,6 +50,8 @@ class LedgerState:
     parts: int = 0
     deleted: int = 0
     """Files that retention has ended."""
+    last_write_s: float | None = None
+    """When something was last written, by the ledger's clock; None where nothing was."""
     says: str = ""
     """Why the last write failed; empty where it did not."""
 
@@ -194,7 +196,9 @@ class Ledger:
         except OSError:
             self._lost = _together(lost, self._lost)
             raise
-        self._state = replace(self._state, bytes=self._state.bytes + self._part.bytes - before)
+        self._state = replace(
+            self._state, bytes=self._state.bytes + self._part.bytes - before, last_write_s=self._clock()
+        )
 
     def _line(self, record: Record) -> str:
         try:
@@ -237,7 +241,7 @@ class Ledger:
         if self._part is not None:
             self._end_part("rotated")
         self._part, self._part_records, self._part_began_s = part, 0, began_s
-        self._state = replace(self._state, parts=number, bytes=self._state.bytes + part.bytes)
+        self._state = replace(self._state, parts=number, bytes=self._state.bytes + part.bytes, last_write_s=began_s)
         self._delete_old()
 
     def _end_part(self, why: str) -> None:

@@ -27,7 +27,7 @@ from coe.types import MISSING_VOTE, BoolArray, FloatArray, IntArray, Plan
 
 CURVE_POINTS = 160
 """Points of the latency curve; enough for a plot, little enough for a file."""
-BLOCK = 1_000_000
+BLOCK = 100_000
 """Queries that are looked at together, in arrays of eight bytes for each figure."""
 
 Ints = NDArray[np.signedinteger[Any]]

@@ -15,6 +15,7 @@ from coe.serving.http_api import refused
 from coe.serving.service import visit_of
 
 SAID = {"1": True, "true": True, "0": False, "false": False}
+"""What may be said, in capitals or not; the OpenAPI document has it from here."""
 
 
 def wants_details(request: Request) -> bool:
@@ -25,7 +26,7 @@ def wants_details(request: Request) -> bool:
     ):
         if asked is not None:
             if asked.lower() not in SAID:
-                raise refused(where, "must be 1 or 0", repr(asked)[:60])
+                raise refused(where, f"must be one of {', '.join(SAID)}", repr(asked)[:60])
             return SAID[asked.lower()]
     return False
 

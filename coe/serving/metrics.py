@@ -35,10 +35,7 @@ LASTING_GAUGES = frozenset(
 
 def exposition(running: Running, view: LiveView) -> bytes:
     """The text that Prometheus scrapes; `view` is that of `running`."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collected(running, view))
-    text: bytes = generate_latest(registry)
-    return text
+    return as_text(_of_plan(running, view))
 
 
 def exposition_of_gears(now: tuple[Running, LiveView], others: Sequence[Gear], gears: LiveGears) -> bytes:
@@ -47,37 +44,56 @@ def exposition_of_gears(now: tuple[Running, LiveView], others: Sequence[Gear], g
 
     others: (name, sums, view) of the gears that were in service and are not now.
     """
+    return as_text(_of_gears((gears.now or PINNED, *now), others, gears))
+
+
+def as_text(families: Iterable[Metric]) -> bytes:
+    """Metrics in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_CollectedGears((gears.now or PINNED, *now), others, gears))
+    registry.register(_Scrape(families))
     text: bytes = generate_latest(registry)
     return text
 
 
-class _CollectedGears:
-    """The metrics of several plans as one collector: families of one name are one family."""
+class _Scrape:
+    """What prometheus_client calls a collector, of one scrape."""
 
-    def __init__(self, now: Gear, others: Sequence[Gear], gears: LiveGears) -> None:
-        self._now, self._others, self._gears = now, others, gears
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
 
-    def collect(self) -> Iterator[Metric]:
-        """Every metric once, with the samples of all gears."""
-        families: dict[str, Metric] = {}
-        for name, running, view in (self._now, *self._others):
-            for family in _Collected(running, view).collect():
-                if name != self._now[0] and family.type == "gauge" and family.name not in LASTING_GAUGES:
-                    continue
-                samples = [s._replace(labels={**s.labels, "gear": name}) for s in family.samples]
-                if family.name in families:
-                    families[family.name].samples += samples
-                else:
-                    family.samples = samples
-                    families[family.name] = family
-        yield from families.values()
-        yield from _gears(self._now[2], self._gears)
+    def collect(self) -> Iterable[Metric]:
+        """Every metric once."""
+        return self._families
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: this registry lives for one scrape."""
+        """Nothing: the registry lives for one scrape."""
         return ()
+
+
+def _of_plan(running: Running, view: LiveView) -> Iterator[Metric]:
+    """In the order of their names' parts: requests, tiers, members, dollars, audits."""
+    yield from _requests(running, view)
+    yield from _tiers(view)
+    yield from _members(view)
+    yield from _dollars(view)
+    yield from _audits(view)
+
+
+def _of_gears(now: Gear, others: Sequence[Gear], gears: LiveGears) -> Iterator[Metric]:
+    """Those of every gear's plan, where families of one name are one family; then those of the gears themselves."""
+    families: dict[str, Metric] = {}
+    for name, running, view in (now, *others):
+        for family in _of_plan(running, view):
+            if name != now[0] and family.type == "gauge" and family.name not in LASTING_GAUGES:
+                continue
+            samples = [s._replace(labels={**s.labels, "gear": name}) for s in family.samples]
+            if family.name in families:
+                families[family.name].samples += samples
+            else:
+                family.samples = samples
+                families[family.name] = family
+    yield from families.values()
+    yield from _gears(now[2], gears)
 
 
 def _gears(view: LiveView, gears: LiveGears) -> Iterator[Metric]:
@@ -119,25 +135,6 @@ def _gears(view: LiveView, gears: LiveGears) -> Iterator[Metric]:
         of_gear,
         {(g.name,): g.epsilon for g in gears.gears if g.epsilon is not None},
     )
-
-
-class _Collected:
-    """What prometheus_client calls a collector."""
-
-    def __init__(self, running: Running, view: LiveView) -> None:
-        self._running, self._view = running, view
-
-    def collect(self) -> Iterator[Metric]:
-        """Every metric, in the order of their names' parts: requests, tiers, members, dollars, audits."""
-        yield from _requests(self._running, self._view)
-        yield from _tiers(self._view)
-        yield from _members(self._view)
-        yield from _dollars(self._view)
-        yield from _audits(self._view)
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: this registry lives for one scrape."""
-        return ()
 
 
 def _requests(running: Running, view: LiveView) -> Iterator[Metric]:

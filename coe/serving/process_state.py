@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+
+from coe.serving.metrics import as_text
 
 PROC = Path("/proc/self")
 
@@ -21,21 +22,12 @@ def process_exposition(tasks: int, router: str, proc: Path = PROC) -> bytes:
         values["coe_router_open_files"] = ("Open files and connections.", len(list((proc / "fd").iterdir())))
     except OSError:
         pass
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collected(values, router))
-    text: bytes = generate_latest(registry)
-    return text
+    return as_text(_gauges(values, router))
 
 
-class _Collected:
-    """What prometheus_client calls a collector."""
-
-    def __init__(self, values: dict[str, tuple[str, int]], router: str) -> None:
-        self._values, self._router = values, router
-
-    def collect(self) -> Iterator[Metric]:
-        """Each as a gauge."""
-        for name, (text, value) in self._values.items():
-            gauge = GaugeMetricFamily(name, text, labels=("router",))
-            gauge.add_metric((self._router,), value)
-            yield gauge
+def _gauges(values: dict[str, tuple[str, int]], router: str) -> Iterator[Metric]:
+    """Each as a gauge."""
+    for name, (text, value) in values.items():
+        gauge = GaugeMetricFamily(name, text, labels=("router",))
+        gauge.add_metric((router,), value)
+        yield gauge

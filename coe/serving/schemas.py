@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from coe.serving.details import SAID
 from coe.serving.http_api import MAX_TEXT_CHARS
 
 RETRY_AFTER: dict[str, Any] = {
@@ -175,7 +176,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 TIMEOUT_MS: JsonSchema = {"type": "number", "minimum": 0.001, "description": "Milliseconds that the client waits."}
 
 
-DETAILS: JsonSchema = {"enum": ["0", "1"], "description": "1: say what each item cost."}
+DETAILS: JsonSchema = {"enum": [*SAID], "description": "1 or true: say what each item cost."}
 
 TEXT: JsonSchema = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARS, "pattern": "^[^\\u0000]*$"}
 

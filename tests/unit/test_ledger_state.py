@@ -10,6 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from coe import files
 from coe.cli.main import run
 from coe.ledger import Ledger, LedgerLimits, LedgerState
+from coe.records import NodeSpan
+from coe.serving.ledger_state import ledger_exposition, together
 from coe.serving.live_page import Watch
 from coe.serving.process_state import process_exposition
 from tests import report_case as case
@@ -89,3 +91,23 @@ def test_what_the_router_takes_is_told_as_far_as_the_system_tells(tmp_path: Path
     assert told["coe_router_resident_bytes"] > 1e6
     assert told["coe_router_open_files"] >= 3
     assert b"coe_router_resident_bytes" not in process_exposition(7, "r1", tmp_path)
+
+
+def test_when_something_was_last_written_is_told_once_something_was(tmp_path: Path) -> None:
+    at_s = [1000.0]
+    ledger = Ledger(tmp_path / "run.jsonl", "plan", 0.0, clock=lambda: at_s[0])
+    assert ledger.state.last_write_s == 1000.0, "the header"
+    at_s[0] = 1005.0
+    ledger.append(NodeSpan("t4", 1, 0.5, 0.0, 1.0))
+    assert ledger.state.last_write_s == 1000.0
+    ledger.flush()
+    at_s[0] = 1010.0
+    ledger.flush()
+    assert ledger.state.last_write_s == 1005.0, "nothing was there to write"
+    both = together([ledger.state, LedgerState(last_write_s=7.0), LedgerState()])
+    assert both is not None
+    assert both.last_write_s == 1005.0
+    name = "coe_ledger_last_write_timestamp_seconds"
+    assert f'{name}{{router="r"}} 1005.0' in ledger_exposition(both, "r").decode()
+    assert f"{name}{{" not in ledger_exposition(LedgerState(), "r").decode()
+    ledger.close()

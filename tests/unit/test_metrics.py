@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from coe.ledger import LedgerState
 from coe.records import Answer
 from coe.report.audits import Audited
 from coe.report.live import live_view
 from coe.report.running import Running
 from coe.report.summarise import summarise
+from coe.serving.ledger_state import ledger_exposition
 from coe.serving.metrics import exposition
 from tests import report_case as case
 from tests.unit.test_live import counted, drawn, end_s
@@ -152,12 +154,13 @@ def test_the_dashboard_asks_for_metrics_and_labels_that_there_are() -> None:
     records = drawn(np.random.default_rng(5))
     running = counted(records, case.EPOCH_S)
     text = exposition(running, live_view(running, max(map(end_s, records)), router="r1", audits=AUDITS)).decode()
+    text += ledger_exposition(LedgerState(last_write_s=case.EPOCH_S), "r1").decode()
     labels_of: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels_of.setdefault(sample.name, set()).update(sample.labels)
     board = json.loads((Path(__file__).parents[2] / "deployments" / "grafana" / "coe.json").read_text())
-    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
     assert len(queries) > 10
     for query in queries:
         (metric,) = set(re.findall(r"coe_\w+", query))
@@ -166,9 +169,9 @@ def test_the_dashboard_asks_for_metrics_and_labels_that_there_are() -> None:
         assert grouped <= labels_of[metric], query
     shown = {metric for query in queries for metric in re.findall(r"coe_\w+", query)}
     for panel in board["panels"]:
-        for target in panel["targets"]:
+        for target in panel.get("targets", ()):
             assert (
                 set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
                 <= labels_of[re.findall(r"coe_\w+", target["expr"])[0]]
             )
-    assert "coe_cost_saved_usd_total" in shown
+    assert {"coe_cost_saved_usd_total", "coe_ledger_records_waiting"} <= shown
