@@ -11,11 +11,8 @@ from coe.records import Answer
 from coe.router.queries import Unanswered
 from coe.router.spending import Spent
 from coe.serving.headers import spent_of
-from coe.serving.http_api import refused
+from coe.serving.http_api import SAID, refused
 from coe.serving.service import visit_of
-
-SAID = {"1": True, "true": True, "0": False, "false": False}
-"""What may be said, in capitals or not; the OpenAPI document has it from here."""
 
 
 def wants_details(request: Request) -> bool:

@@ -26,6 +26,8 @@ from coe.serving.limits import TooLarge, check_count
 
 MAX_ITEMS = 1000
 MAX_TEXT_CHARS = 1_000_000
+SAID = {"1": True, "true": True, "0": False, "false": False}
+"""Yes and no, in capitals or not."""
 MAX_FOUND = 200
 """Characters of what a client sent that an error repeats."""
 

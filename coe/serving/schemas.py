@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from coe.serving.details import SAID
-from coe.serving.http_api import MAX_TEXT_CHARS
+from coe.serving.http_api import MAX_TEXT_CHARS, SAID
 
 RETRY_AFTER: dict[str, Any] = {
     "Retry-After": {
