@@ -1,6 +1,6 @@
 """What `coe report` takes for a large ledger: seconds and peak memory, by the number of records.
 
-    python -m benchmarks.ledger_report [--records 2000000] [--quick] [--json OUT]
+    python -m benchmarks.ledger_report [--records 2000000] [--routers 1] [--quick] [--json OUT]
     Example: python -m benchmarks.ledger_report --quick --json ledger_report.json
 
 A made-up ledger in the form and with the records that a service at 1,000 queries per second writes: a record per query, one per
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -124,16 +125,24 @@ def reported(plan: Path, ledger: Path, predictions: Path | None) -> tuple[float,
     return seconds, float(done.stderr.split()[-2]) / 1024
 
 
-def row(plan: Plan, folder: Path, count: int) -> dict[str, Any]:
-    """The figures of one ledger, which is removed again."""
+def copied(where: Path, routers: int) -> None:
+    """As many ledgers as there are routers, all the same."""
+    for part in list(where.iterdir()):
+        for number in range(1, routers):
+            shutil.copy(part, part.with_name(part.name.replace("router", f"router-{number}", 1)))
+
+
+def row(plan: Plan, folder: Path, count: int, routers: int = 1) -> dict[str, Any]:
+    """The figures of one ledger, or of as many alike as there are routers, which are removed again."""
     where = folder / str(count)
-    size = write(plan, where, count)
+    size = write(plan, where, count) * routers
+    copied(where, routers)
     plain = reported(folder / "plan.yaml", where, None)
     table = reported(folder / "plan.yaml", where, folder / "predictions.npz")
     for part in where.iterdir():
         part.unlink()
     return {
-        "records": count,
+        "records": count * routers,
         "ledger MiB": size / MIB,
         "CPU s": plain[0],
         "peak MiB": plain[1],
@@ -146,6 +155,7 @@ def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=2_000_000, help="of the largest ledger")
+    parser.add_argument("--routers", type=int, default=1, help="so many such ledgers, for figures of many more records")
     parser.add_argument("--quick", action="store_true", help="100,000 records: seconds instead of minutes")
     parser.add_argument("--json", metavar="OUT")
     args = parser.parse_args()
@@ -155,7 +165,8 @@ def main() -> None:
         folder = Path(name)
         files.write(folder / "plan.yaml", plan)
         files.write_predictions(folder / "predictions.npz", recorded(plan))
-        rows = [row(plan, folder, count) for count in (LEAST, most // 4, most)]
+        rows = [row(plan, folder, count) for count in (LEAST, most // 4)]
+        rows.append(row(plan, folder, most, args.routers))
     publish("ledger_report", [{**r, "bytes per record": _slope(rows[0], r)} for r in rows], args.json)
 
 
