@@ -67,11 +67,11 @@ class Gathered:
             self.add(record)
         return self
 
-    def refuse_strangers(self) -> None:
-        """`InvalidInput` for records of members, node types, tiers or classes that the plan does not have: their dollars would be
-        guesses."""
-        if problems := {**self._strange_runs, **self._strange_spans, **self._strange_answers}:
-            raise InvalidInput(problems.values())
+    @property
+    def strangers(self) -> tuple[Problem, ...]:
+        """Members, node types, tiers and classes that the plan does not have: their dollars would be guesses."""
+        found = {**self._strange_runs, **self._strange_spans, **self._strange_answers}
+        return tuple(found.values())
 
     def _add_answer(self, answer: Answer) -> None:
         self.audits.add(answer)

@@ -150,8 +150,8 @@ def summarised_gears(
 ) -> GearsReport:
     """The same of records that have passed by (`gather_gears`, with the same `bench` and `table`)."""
     window = window_of(gathered.values(), bench)
-    for own in gathered.values():
-        own.refuse_strangers()
+    if strangers := dict.fromkeys(problem for own in gathered.values() for problem in own.strangers):
+        raise InvalidInput(strangers)
     asked = {name: _asked(own, table) for name, own in gathered.items()}
     plan = gears.gears[0].plan
     seconds = {name: _in_service_s(plan, own.spans) for name, own in gathered.items()}

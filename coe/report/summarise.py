@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coe.cost.model import total_usd
-from coe.errors import InvalidInput
+from coe.errors import InvalidInput, Problem
 from coe.records import Bench, Record
 from coe.report import words
 from coe.report.audits import Audited
@@ -92,8 +92,9 @@ def summarised(
 ) -> Report:
     """The same of records that have passed by (`gather`, with the same `bench` and `table`)."""
     window = window_of([gathered], bench)
-    gathered.refuse_strangers()
-    asked, lacking, other = _asked(plan, gathered, bench, table)
+    if strangers := (*gathered.strangers, *_strange_tiers(plan, bench)):
+        raise InvalidInput(strangers)
+    asked, lacking, other = _asked(gathered, bench, table)
     served = served_of(plan, asked, window, lacking=lacking, other=other, unaccounted=unaccounted)
     bill = nodes_and_calls(plan, gathered.spans, gathered.made, window, served.answered + served.other)
     tiers = range(len(plan.cascade.tiers))
@@ -116,15 +117,12 @@ def summarised(
     )
 
 
-def _asked(
-    plan: Plan, gathered: Gathered, bench: Bench | None, table: PredictionTable | None
-) -> tuple[Asked, int, int]:
+def _asked(gathered: Gathered, bench: Bench | None, table: PredictionTable | None) -> tuple[Asked, int, int]:
     """The queries, how many answers of the client's the ledger lacks, and how many it has of others."""
     answers = gathered.answers
-    if bench is None or isinstance(answers, AnswerColumns):
-        assert isinstance(answers, AnswerColumns)
+    if isinstance(answers, AnswerColumns):
         return Asked.of_ledger(answers, table), 0, 0
-    _refuse_strange_tiers(plan, bench)
+    assert bench is not None, "gathered beside a client's run"
     asked = Asked.of_client(bench, table)
     answered = [a for a in bench.answers if a.http_status == 200 and a.answer != MISSING_VOTE]
     return asked, answers.lacking(a.item for a in answered), answers.others
@@ -196,12 +194,11 @@ def assembled(
     )
 
 
-def _refuse_strange_tiers(plan: Plan, bench: Bench) -> None:
-    """`InvalidInput` where the client was told of tiers that the plan does not have."""
-    known = range(len(plan.cascade.tiers))
-    tiers = {a.tier for a in bench.answers if a.answer != MISSING_VOTE and a.tier not in known}
-    if tiers:
-        raise InvalidInput(strange_tier(tier) for tier in sorted(tiers))
+def _strange_tiers(plan: Plan, bench: Bench | None) -> tuple[Problem, ...]:
+    """Tiers that the client was told of and the plan does not have."""
+    known, answers = range(len(plan.cascade.tiers)), () if bench is None else bench.answers
+    tiers = {a.tier for a in answers if a.answer != MISSING_VOTE and a.tier not in known}
+    return tuple(strange_tier(tier) for tier in sorted(tiers))
 
 
 # --- Savings ----------------------------------------------------------------------------------------------------------
