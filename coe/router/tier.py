@@ -24,6 +24,9 @@ from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, FloatArray, I
 if TYPE_CHECKING:
     from coe.router.core import RouterCore
 
+PATIENCE = 0.1
+"""A call waits for a slot of its placement at least for so much of the promised latency before it looks elsewhere."""
+
 
 @dataclass
 class Hearing:
@@ -361,8 +364,8 @@ class TierQueue:
         """
         placement, still = self._placements[member][turn], rows[:0]
         try:
-            give_back = await self._slots[placement.deployment].take()
-            still = rows[heard.open[rows]]
+            turn, give_back = await self._slot(member, turn)
+            placement, still = self._placements[member][turn], rows[heard.open[rows]]
         finally:
             if saved := len(rows) - len(still):
                 self._record(placement, saved, self._core.clock(), 0.0, "cancelled", audit=heard.is_audit)
@@ -380,6 +383,37 @@ class TierQueue:
             return still, None
         finally:
             give_back()
+
+    async def _slot(self, member: str, turn: int) -> tuple[int, Callable[[], None]]:
+        """A slot of the placement whose turn it is, and what gives it back.
+
+        Where that takes longer than it may as planned, say because the way there has become slow, another placement of our own
+        machines that is well and has one free takes the turn: its number is returned then.
+        """
+        placements = self._placements[member]
+        slots = self._slots[placements[turn].deployment]
+        if not slots.is_full or len(placements) == 1:
+            return turn, await slots.take()
+        patience_s = max(2 * placements[turn].full_s, PATIENCE * self._core.latency_s)
+        taking = asyncio.ensure_future(slots.take())
+        try:
+            while not (await asyncio.wait({taking}, timeout=patience_s))[0]:
+                if (other := self._idle(member)) is not None:
+                    taking.cancel()
+                    return other, await self._slots[placements[other].deployment].take()
+        except asyncio.CancelledError:
+            if not taking.cancel() and not taking.cancelled():
+                taking.result()()
+            raise
+        return turn, taking.result()
+
+    def _idle(self, member: str) -> int | None:
+        """A placement of our own machines that is well and has a slot free; None where there is no such."""
+        placements = self._placements[member]
+        for well in self._turns[member].well:
+            if placements[well].api is None and not self._slots[placements[well].deployment].is_full:
+                return well
+        return None
 
     async def _called(
         self, member: str, turn: int, items: Batch, due_s: float, queries: Sequence[Query]
