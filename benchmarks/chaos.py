@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,9 @@ def main() -> None:
         "--only", default="", metavar="WORDS", help="blows whose name has these words, and the calm before"
     )
     parser.add_argument("--json", metavar="OUT")
+    parser.add_argument(
+        "--queries", metavar="OUT", help="every query of every row as a line of JSON, to see what took how long"
+    )
     args = parser.parse_args()
     if not any(args.only in name for blows in BLOWS.values() for name in blows):
         parser.error("--only: there are " + ", ".join(f'"{name}"' for blows in BLOWS.values() for name in blows))
@@ -242,7 +246,7 @@ def _row(world: World, name: str, blow: Blow, prefix: str, args: argparse.Namesp
     ]
     time.sleep(2.0)  # the ledger is written twice a second
     records = [r for p in world.served for r in read_ledger(world.folder / "ledger", p.fingerprint()).records]
-    written = {r.query_id for r in records if isinstance(r, Answer) and r.query_id.startswith(prefix)}
+    written = {r.query_id: r for r in records if isinstance(r, Answer) and r.query_id.startswith(prefix)}
     missing = sum(f"{prefix}{n}" not in written for n, s in enumerate(seen) if s.status == 200)
     figures = (
         len(seen), len(wrong), len(failed), sum(s.cut for s in seen), sum(s.degraded for s in seen if s.status == 200),
@@ -250,8 +254,30 @@ def _row(world: World, name: str, blow: Blow, prefix: str, args: argparse.Namesp
         float(max((s.due_s - blown.at_s for s in bad), default=0.0)), missing,
     )  # fmt: skip
     row = {"blow": name, "in": world.setting.name, **dict(zip(FIGURES, figures, strict=True)), "why": ""}
+    if args.queries:
+        _write_queries(
+            Path(args.queries), name, seen, blown, {n: written.get(f"{prefix}{n}") for n in range(len(seen))}
+        )
     print(row, sorted({(s.status, s.said) for s in failed})[:5], flush=True)
     return row
+
+
+def _write_queries(
+    path: Path, name: str, seen: Sequence[Seen], blown: Blown, written: Mapping[int, Answer | None]
+) -> None:
+    """Seconds after the blow when each query was due, came to a router, left it and was back at the client."""
+    with path.open("a") as file:
+        for number, one in enumerate(seen):
+            held = written[number]
+            line = {
+                "blow": name,
+                "status": one.status,
+                "due_s": one.due_s - blown.at_s,
+                "at_router_s": None if held is None else held.arrival_s - blown.at_s,
+                "answered_s": None if held is None else held.done_s - blown.at_s,
+                "done_s": one.done_s - blown.at_s,
+            }
+            file.write(json.dumps(line) + "\n")
 
 
 def _is_right(seen: Seen, routing: Routing, world: World) -> bool:

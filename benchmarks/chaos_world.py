@@ -5,9 +5,11 @@ Three of them: with single replicas, with two of each, and with the node that do
 
 from __future__ import annotations
 
+import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,12 +53,14 @@ class Setting:
     latency_s: float = 1.0
     replicas: int = 1
     """Of every deployment but the router, which has two."""
+    is_calm: bool = False
+    """Whether processes that start leave the processor to those that serve, as they would on machines of their own."""
     has_link: bool = False
     """Whether the node that does most of the work is at the far end of a link."""
 
 
 SINGLE = Setting("single replicas")
-DOUBLE = Setting("two replicas each", replicas=2)
+DOUBLE = Setting("two replicas each", replicas=2, is_calm=True)
 LINKED = Setting("a node behind a link", latency_s=0.5, has_link=True)
 
 
@@ -124,6 +128,8 @@ def running(setting: Setting, rate: float) -> Iterator[World]:
             wait_until_running(state.address, 240)
             if link is not None:
                 _check_far(link)
+            if setting.is_calm:
+                stack.enter_context(_serving_first(state))
             yield World(
                 setting,
                 found,
@@ -140,6 +146,33 @@ def running(setting: Setting, rate: float) -> Iterator[World]:
             serve.shutdown()
             ray.shutdown()
             cluster.down(folder / "state")
+
+
+SERVING = (b"ray::ServeReplica:", b"ray::ServeController", b"ray::ProxyActor", b"ray::HAProxy", b"haproxy")
+"""Titles of processes that serve; one that starts has another."""
+
+
+@contextmanager
+def _serving_first(state: ClusterState) -> Iterator[None]:
+    """Ray starts its workers with a low priority. Whatever serves gets the usual one as soon as it does; that takes root."""
+    is_over = threading.Event()
+
+    def raise_those_that_serve() -> None:
+        while not is_over.wait(0.3):
+            for pid in cluster.processes(state):
+                with suppress(OSError):
+                    title = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    if title.startswith(SERVING) or Path(f"/proc/{pid}/comm").read_bytes().startswith(SERVING):
+                        for thread in os.listdir(f"/proc/{pid}/task"):  # Linux counts each by itself
+                            os.setpriority(os.PRIO_PROCESS, int(thread), 0)
+
+    watching = threading.Thread(target=raise_those_that_serve, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watching.join()
 
 
 def _at_the_far_end(link: SlowLink, node_type: str) -> cluster.Elsewhere:
