@@ -51,6 +51,7 @@ class Seen:
 
     row: int
     due_s: float
+    sent_s: float = 0.0
     status: int = 0
     answer: int = -1
     tier: int = -1
@@ -265,7 +266,7 @@ def _row(world: World, name: str, blow: Blow, prefix: str, args: argparse.Namesp
 def _write_queries(
     path: Path, name: str, seen: Sequence[Seen], blown: Blown, written: Mapping[int, Answer | None]
 ) -> None:
-    """Seconds after the blow when each query was due, came to a router, left it and was back at the client."""
+    """Seconds after the blow when each query was due, was sent, came to a router, left it and was back at the client."""
     with path.open("a") as file:
         for number, one in enumerate(seen):
             held = written[number]
@@ -273,6 +274,7 @@ def _write_queries(
                 "blow": name,
                 "status": one.status,
                 "due_s": one.due_s - blown.at_s,
+                "sent_s": one.sent_s - blown.at_s,
                 "at_router_s": None if held is None else held.arrival_s - blown.at_s,
                 "answered_s": None if held is None else held.done_s - blown.at_s,
                 "done_s": one.done_s - blown.at_s,
@@ -318,6 +320,7 @@ def _later(delay_s: float, blow: Callable[[], None]) -> Blown:
 
 
 async def _ask(client: httpx.AsyncClient, one: Seen, name: str) -> None:
+    one.sent_s = time.time()
     body = {"items": [{"id": name, "input": [one.row]}]}
     for _ in range(2):
         try:

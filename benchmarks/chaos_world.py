@@ -148,13 +148,16 @@ def running(setting: Setting, rate: float) -> Iterator[World]:
             cluster.down(folder / "state")
 
 
+FIRST = -10
+"""Of the niceness of what serves and of who asks."""
 SERVING = (b"ray::ServeReplica:", b"ray::ServeController", b"ray::ProxyActor", b"ray::HAProxy", b"haproxy")
 """Titles of processes that serve; one that starts has another."""
 
 
 @contextmanager
 def _serving_first(state: ClusterState) -> Iterator[None]:
-    """Ray starts its workers with a low priority. Whatever serves gets the usual one as soon as it does; that takes root."""
+    """Whatever serves, and this process, which asks, comes before what starts and before other work on the machine. Without the
+    rights to that it shares the processor with it."""
     is_over = threading.Event()
 
     def raise_those_that_serve() -> None:
@@ -164,13 +167,20 @@ def _serving_first(state: ClusterState) -> Iterator[None]:
                     title = Path(f"/proc/{pid}/cmdline").read_bytes()
                     if title.startswith(SERVING) or Path(f"/proc/{pid}/comm").read_bytes().startswith(SERVING):
                         for thread in os.listdir(f"/proc/{pid}/task"):  # Linux counts each by itself
-                            os.setpriority(os.PRIO_PROCESS, int(thread), 0)
+                            os.setpriority(os.PRIO_PROCESS, int(thread), FIRST)
 
     watching = threading.Thread(target=raise_those_that_serve, daemon=True)
     watching.start()
+    own, before = [int(thread) for thread in os.listdir("/proc/self/task")], os.getpriority(os.PRIO_PROCESS, 0)
     try:
+        with suppress(OSError):
+            for thread in own:
+                os.setpriority(os.PRIO_PROCESS, thread, FIRST)
         yield
     finally:
+        with suppress(OSError):
+            for thread in own:
+                os.setpriority(os.PRIO_PROCESS, thread, before)
         is_over.set()
         watching.join()
 
