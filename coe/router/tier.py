@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from coe.router.core import RouterCore
 
 PATIENCE = 0.1
-"""A call waits for a slot of its placement at least for so much of the promised latency before it looks elsewhere."""
+"""Part of the promised latency that a call may be on its way before its placement counts as slower than planned."""
 
 
 @dataclass
@@ -68,7 +68,9 @@ class TierQueue:
         self._placements = {m: tuple(placements[m]) for m in tier.members}
         self._turns = {m: Turns([p.traffic for p in placements[m]]) for m in tier.members}
         self._replicas = {p.deployment: p.replicas for m in tier.members for p in placements[m]}
-        self._slots = {p.deployment: Slots(in_flight(p, p.replicas)) for m in tier.members for p in placements[m]}
+        self._slow: set[str] = set()
+        """Deployments whose last call took longer than planned."""
+        self._slots = {p.deployment: Slots(self._in_flight(p)) for m in tier.members for p in placements[m]}
         self.batch_size = min(p.batch_size for m in tier.members for p in placements[m])
         self.under_way = 0
         """Queries in batches that have been sent."""
@@ -106,15 +108,18 @@ class TierQueue:
 
     def _most_batches(self) -> int:
         """Batches under way at once: what the scarcest member can take."""
-        return min(
-            sum(in_flight(p, self._replicas[p.deployment]) for p in self._placements[m]) for m in self.tier.members
-        )
+        return min(sum(self._in_flight(p) for p in self._placements[m]) for m in self.tier.members)
+
+    def _in_flight(self, placement: Placement) -> int:
+        """Calls of a placement that may be under way at once."""
+        away_s = self._core.away_s.get(placement.deployment, 0.0)
+        return in_flight(placement, self._replicas[placement.deployment], away_s)
 
     def _batches_at_work(self) -> int:
         """Batches under way with which no replica of the scarcest member is idle."""
-        far = self._core.far
+        away_s = self._core.away_s
         return min(
-            sum(at_work(p, self._replicas[p.deployment], is_far=p.deployment in far) for p in self._placements[m])
+            sum(at_work(p, self._replicas[p.deployment], away_s.get(p.deployment)) for p in self._placements[m])
             for m in self.tier.members
         )
 
@@ -122,7 +127,7 @@ class TierQueue:
         """Follow a deployment that has more or fewer replicas than before."""
         for placement in (p for own in self._placements.values() for p in own if p.deployment == deployment):
             self._replicas[deployment] = replicas
-            self._slots[deployment].resize(in_flight(placement, replicas))
+            self._slots[deployment].resize(self._in_flight(placement))
             self._batches.resize(self._most_batches())
         self._at_work = self._batches_at_work()
         self._planned_per_s = self._per_s()
@@ -362,10 +367,11 @@ class TierQueue:
         None are called where the placement has fallen silent meanwhile. A call that has no reply within the promised latency goes
         on by itself, and is billed when it ends.
         """
+        turn = self._with_a_slot(member, turn)
         placement, still = self._placements[member][turn], rows[:0]
         try:
-            turn, give_back = await self._slot(member, turn)
-            placement, still = self._placements[member][turn], rows[heard.open[rows]]
+            give_back = await self._slots[placement.deployment].take()
+            still = rows[heard.open[rows]]
         finally:
             if saved := len(rows) - len(still):
                 self._record(placement, saved, self._core.clock(), 0.0, "cancelled", audit=heard.is_audit)
@@ -384,36 +390,24 @@ class TierQueue:
         finally:
             give_back()
 
-    async def _slot(self, member: str, turn: int) -> tuple[int, Callable[[], None]]:
-        """A slot of the placement whose turn it is, and what gives it back.
-
-        Where that takes longer than it may as planned, say because the way there has become slow, another placement of our own
-        machines that is well and has one free takes the turn: its number is returned then.
-        """
+    def _with_a_slot(self, member: str, turn: int) -> int:
+        """The placement whose turn it is; where its calls take longer than planned and it has no slot free, another one of our
+        own machines that is well and has."""
         placements = self._placements[member]
-        slots = self._slots[placements[turn].deployment]
-        if not slots.is_full or len(placements) == 1:
-            return turn, await slots.take()
-        patience_s = max(2 * placements[turn].full_s, PATIENCE * self._core.latency_s)
-        taking = asyncio.ensure_future(slots.take())
-        try:
-            while not (await asyncio.wait({taking}, timeout=patience_s))[0]:
-                if (other := self._idle(member)) is not None:
-                    taking.cancel()
-                    return other, await self._slots[placements[other].deployment].take()
-        except asyncio.CancelledError:
-            if not taking.cancel() and not taking.cancelled():
-                taking.result()()
-            raise
-        return turn, taking.result()
+        deployment = placements[turn].deployment
+        if deployment in self._slow and self._slots[deployment].is_full:
+            for other in self._turns[member].well:
+                if placements[other].api is None and not self._slots[placements[other].deployment].is_full:
+                    return other
+        return turn
 
-    def _idle(self, member: str) -> int | None:
-        """A placement of our own machines that is well and has a slot free; None where there is no such."""
-        placements = self._placements[member]
-        for well in self._turns[member].well:
-            if placements[well].api is None and not self._slots[placements[well].deployment].is_full:
-                return well
-        return None
+    def _note_pace(self, placement: Placement, took_s: float) -> None:
+        """Keep in mind whether a call took longer than its batch and the one before, the link, and a part of the promise."""
+        away_s = self._core.away_s.get(placement.deployment, 0.0)
+        if took_s > 2 * placement.full_s + away_s + PATIENCE * self._core.latency_s:
+            self._slow.add(placement.deployment)
+        else:
+            self._slow.discard(placement.deployment)
 
     async def _called(
         self, member: str, turn: int, items: Batch, due_s: float, queries: Sequence[Query]
@@ -432,6 +426,7 @@ class TierQueue:
             status, probs = ("late", None) if now > due_s else ("ok", reply.probs)
             is_late = now - start > self._core.latency_s
             self._turns[member].answered(turn, now, is_late=is_late)
+            self._note_pace(placement, now - start)
             if not is_late:
                 self._core.note_answered(placement.deployment)
         except asyncio.CancelledError:

@@ -348,7 +348,7 @@ class _Service:
             self._table.classes,
             wait_s=plan.workload.batch_wait_s,
             latency_s=plan.workload.latency_s,
-            far=plan.far,
+            away_s=plan.away_s,
             call=self._call,
             clock=self._loop.time,
             record=ledger.record,

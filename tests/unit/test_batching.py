@@ -194,7 +194,9 @@ def test_a_batch_that_is_not_half_full_grows_in_the_queue_while_every_replica_is
 
 def test_half_a_batch_waits_at_the_replica_and_one_across_a_link_is_sent_at_once() -> None:
     assert [at_work(placement("small"), 2), in_flight(placement("small"), 2)] == [2, 4]
-    assert at_work(placement("small"), 2, is_far=True) == 4
+    assert at_work(placement("small"), 2, 0.0) == 4
+    away_s = 2.5 * placement("small").full_s
+    assert [at_work(placement("small"), 2, away_s), in_flight(placement("small"), 2, away_s)] == [10, 10]
     service = Service(factories.cascade(first=("small",)), TABLE, batch_size=4)
     service.faults["small"] = service.slow(0.05)
     service.ask({f"q{row}": row for row in range(6)})  # a full batch, and one that is half full
@@ -432,52 +434,6 @@ def test_a_client_in_a_hurry_sends_nobody_to_the_standby() -> None:
     assert service.failures == []
     patient = next(r for r in service.records if isinstance(r, Answer) and r.query_id == "patient")
     assert not patient.degraded
-
-
-@pytest.mark.parametrize("api", [None, "hosted"])
-def test_the_standby_helps_where_the_way_to_a_placement_has_become_slow(api: str | None) -> None:
-    """Two calls of one query at once, a tenth of a second each, are 20 per second: too few, though no call is late. A hosted
-    model would help for a fee that nobody planned."""
-    cascade, per_s = Cascade(tiers=(Tier(members=("small",)),)), 60.0
-    service = Service(cascade, TABLE)
-    near = placement("small", batch_size=1)
-    standby = placement("small", 1, "a100-node", 0.0).model_copy(update={"api": api})
-    service.core = service.core_of(cascade, [near, standby], latency_s=0.4)
-    asked: list[str] = []
-
-    async def by_place(where: Placement, batch: np.ndarray) -> Reply:
-        asked.append(where.node_type)
-        await asyncio.sleep(0.1 if where.node_type == "t4-node" else 0.0)
-        return service.honest(where, batch)
-
-    service.faults["small"] = by_place
-
-    async def one(row: int) -> bool:
-        await asyncio.sleep(row / per_s)
-        try:
-            await service.core.ask({f"q{row}": np.array([float(row)])})
-        except Overloaded:
-            return False
-        return True
-
-    async def run() -> list[bool]:
-        queues = asyncio.ensure_future(service.core.run())
-        answered = await asyncio.gather(*(one(row) for row in range(90)))
-        queues.cancel()
-        await service.core.close()
-        return answered
-
-    answered = asyncio.run(run())
-    took_s = [r.done_s - r.arrival_s for r in service.records if isinstance(r, Answer)]
-    assert len(took_s) == sum(answered)
-    if api is None:
-        assert all(answered)
-        assert max(took_s) < 0.4
-        assert {"t4-node", "a100-node"} == set(asked)
-    else:
-        assert not all(answered)
-        assert set(asked) == {"t4-node"}
-    assert [slots.taken for tier in service.core.tiers for slots in tier._slots.values()] == [0, 0]
 
 
 def test_calls_go_to_the_standby_while_a_placement_hangs() -> None:
