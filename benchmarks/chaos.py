@@ -18,18 +18,21 @@ import argparse
 import asyncio
 import json
 import math
+import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 
-from benchmarks.chaos_world import DELAY_S, DOUBLE, LAST, LINKED, MEMBERS, SINGLE, Setting, World, running
+from benchmarks.chaos_world import DELAY_S, DOUBLE, LAST, LINKED, MEMBERS, SINGLE, Setting, World, come_first, running
 from benchmarks.figures import publish
 from benchmarks.slow_link import NoLink
 from coe.cascade.evaluate import Routing, route
@@ -98,7 +101,7 @@ def _rows(setting: Setting, blows: Mapping[str, Blow], args: argparse.Namespace)
         return []
     try:
         with running(setting, args.rate) as world:
-            asyncio.run(_load(world, args.rate, 5.0, lambda: None, "warm"))
+            _load(world, args.rate, 5.0, lambda: None, "warm")
             rows = []
             for number, (name, blow) in enumerate(({CALM: _nothing} | wanted).items()):
                 rows.append(_row(world, name, blow, f"{number}-", args))
@@ -236,7 +239,7 @@ FIGURES = (
 
 def _row(world: World, name: str, blow: Blow, prefix: str, args: argparse.Namespace) -> dict[str, Any]:
     world.served = world.served[-1:]
-    seen, blown = asyncio.run(_load(world, args.rate, args.seconds, lambda: blow(world), prefix))
+    seen, blown = _load(world, args.rate, args.seconds, lambda: blow(world), prefix)
     right = [route(p.cascade, world.table) for p in world.served]
     wrong = [s for s in seen if s.status == 200 and not s.degraded and not any(_is_right(s, r, world) for r in right)]
     failed = [s for s in seen if s.status != 200]
@@ -289,27 +292,26 @@ def _is_right(seen: Seen, routing: Routing, world: World) -> bool:
     return bool(routing.answer[seen.row] == seen.answer or (is_last and last == seen.answer))
 
 
-async def _load(
-    world: World, rate: float, seconds: float, blow: Callable[[], None], prefix: str
-) -> tuple[list[Seen], Blown]:
-    """Poisson arrivals for so long, or until some time after the blow, which falls after `BLOW_S`. Returns what was seen."""
-    rng = np.random.default_rng(len(prefix))
-    limits = httpx.Limits(max_connections=500, max_keepalive_connections=100)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{world.port}", timeout=TIMEOUT_S, limits=limits) as client:
-        blowing = asyncio.get_running_loop().run_in_executor(None, _later, BLOW_S if seconds > BLOW_S else 0.0, blow)
-        seen: list[Seen] = []
-        tasks = []
-        due_s = time.time()
-        end_s = due_s + seconds
-        while due_s < (end_s if blowing.done() else math.inf):
-            if blowing.done() and seconds > BLOW_S:
-                end_s = max(end_s, blowing.result().over_s + AFTER_S)
-            due_s += rng.exponential(1 / rate)
-            await asyncio.sleep(max(0.0, due_s - time.time()))
-            seen.append(Seen(int(rng.integers(len(world.table))), due_s))
-            tasks.append(asyncio.ensure_future(_ask(client, seen[-1], f"{prefix}{len(tasks)}")))
-        await asyncio.gather(*tasks)
-        return seen, await blowing
+def _load(world: World, rate: float, seconds: float, blow: Callable[[], None], prefix: str) -> tuple[list[Seen], Blown]:
+    """Poisson arrivals for so long, or until some time after the blow, which falls after `BLOW_S`. Returns what was seen.
+
+    A process of its own asks: this one has Ray's driver in it, and whatever the blow does.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    work = (there, world.port, len(world.table), rate, prefix, world.setting.is_calm)
+    client = context.Process(target=_client, args=work, daemon=True)
+    client.start()
+    there.close()  # so that its end is noticed
+    try:
+        begun_s = here.recv()
+        blown = _later(BLOW_S if seconds > BLOW_S else 0.0, blow)
+        here.send(max(begun_s + seconds, blown.over_s + (AFTER_S if seconds > BLOW_S else 0.0)))
+        seen = here.recv()
+        client.join()
+        return seen, blown
+    finally:
+        client.kill()
 
 
 def _later(delay_s: float, blow: Callable[[], None]) -> Blown:
@@ -317,6 +319,34 @@ def _later(delay_s: float, blow: Callable[[], None]) -> Blown:
     at = time.time()
     blow()
     return Blown(at, time.time())
+
+
+def _client(there: Connection, port: int, rows: int, rate: float, prefix: str, is_first: bool) -> None:
+    """Ask until we are told when to end, then send back what was seen."""
+    if is_first:
+        os.setsid()
+        with suppress(OSError):
+            come_first(os.getpid())
+    there.send(asyncio.run(_asked(there, port, rows, rate, prefix)))
+
+
+async def _asked(there: Connection, port: int, rows: int, rate: float, prefix: str) -> list[Seen]:
+    rng = np.random.default_rng(len(prefix))
+    limits = httpx.Limits(max_connections=500, max_keepalive_connections=100)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=TIMEOUT_S, limits=limits) as client:
+        seen: list[Seen] = []
+        tasks = []
+        due_s, end_s = time.time(), math.inf
+        there.send(due_s)
+        while due_s < end_s:
+            if there.poll():
+                end_s = there.recv()
+            due_s += rng.exponential(1 / rate)
+            await asyncio.sleep(max(0.0, due_s - time.time()))
+            seen.append(Seen(int(rng.integers(rows)), due_s))
+            tasks.append(asyncio.ensure_future(_ask(client, seen[-1], f"{prefix}{len(tasks)}")))
+        await asyncio.gather(*tasks)
+        return seen
 
 
 async def _ask(client: httpx.AsyncClient, one: Seen, name: str) -> None:

@@ -154,33 +154,33 @@ SERVING = (b"ray::ServeReplica:", b"ray::ServeController", b"ray::ProxyActor", b
 """Titles of processes that serve; one that starts has another."""
 
 
+def come_first(pid: int) -> None:
+    """Give a process a higher priority. Linux counts each thread by itself, and sessions as a whole where it groups by them."""
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        os.setpriority(os.PRIO_PROCESS, int(thread), FIRST)
+    group = Path(f"/proc/{pid}/autogroup")
+    if group.exists() and f"nice {FIRST}" not in group.read_text():
+        group.write_text(str(FIRST))
+
+
 @contextmanager
 def _serving_first(state: ClusterState) -> Iterator[None]:
-    """Whatever serves, and this process, which asks, comes before what starts and before other work on the machine. Without the
-    rights to that it shares the processor with it."""
+    """Whatever serves comes before what starts and before other work on the machine, where we have the rights to that."""
     is_over = threading.Event()
 
     def raise_those_that_serve() -> None:
-        while not is_over.wait(0.3):
+        while not is_over.wait(0.5):
             for pid in cluster.processes(state):
                 with suppress(OSError):
                     title = Path(f"/proc/{pid}/cmdline").read_bytes()
                     if title.startswith(SERVING) or Path(f"/proc/{pid}/comm").read_bytes().startswith(SERVING):
-                        for thread in os.listdir(f"/proc/{pid}/task"):  # Linux counts each by itself
-                            os.setpriority(os.PRIO_PROCESS, int(thread), FIRST)
+                        come_first(pid)
 
     watching = threading.Thread(target=raise_those_that_serve, daemon=True)
     watching.start()
-    own, before = [int(thread) for thread in os.listdir("/proc/self/task")], os.getpriority(os.PRIO_PROCESS, 0)
     try:
-        with suppress(OSError):
-            for thread in own:
-                os.setpriority(os.PRIO_PROCESS, thread, FIRST)
         yield
     finally:
-        with suppress(OSError):
-            for thread in own:
-                os.setpriority(os.PRIO_PROCESS, thread, before)
         is_over.set()
         watching.join()
 
