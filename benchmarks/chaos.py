@@ -5,8 +5,9 @@
 A plan that survives the loss of a node, two routers, members that replay a table. One blow per row, five seconds after its load
 began: processes killed with SIGKILL, a node's processes all at once, members that hang, reply with garbage or are slow, a changed
 plan deployed whole and a changed threshold live. The load goes on until the blow is over. A changed plan is deployed once more
-where every deployment has two replicas; and where the node that does most of the work is at the far end of a link
-(`benchmarks.slow_link`, promise 0.5 s), that becomes slow or loses everything.
+where new replicas have room beside the old ones, and where every deployment has two; there, what serves and asks comes before
+other work on the machine. Where the node that does most of the work is at the far end of a link (`benchmarks.slow_link`, promise
+0.5 s), that becomes slow or loses everything.
 
 "cut" are connections that broke (with a killed router); each is asked again once. "wrong" are answers that are neither what the
 plan's evaluation says, nor the last tier's, nor own up to a missing vote. "not run" says why, where a row needs what is absent.
@@ -32,7 +33,19 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.chaos_world import DELAY_S, DOUBLE, LAST, LINKED, MEMBERS, SINGLE, Setting, World, come_first, running
+from benchmarks.chaos_world import (
+    DELAY_S,
+    DOUBLE,
+    LAST,
+    LINKED,
+    MEMBERS,
+    ROOMY,
+    SINGLE,
+    Setting,
+    World,
+    come_first,
+    running,
+)
 from benchmarks.figures import publish
 from benchmarks.slow_link import NoLink
 from coe.cascade.evaluate import Routing, route
@@ -178,7 +191,11 @@ def _deploy_anew(world: World) -> None:
         update={"placements": tuple(p.model_copy(update={"batch_size": 2}) for p in world.plan.placements)}
     )
     world.served.append(smaller)
-    world.deploy(serve_config(smaller, ledger_dir=str(world.folder / "ledger"), port=world.port))
+    config = serve_config(smaller, ledger_dir=str(world.folder / "ledger"), port=world.port)
+    if world.setting.has_room:
+        surging = [{"name": p.deployment, "max_surge_percent": 100} for p in smaller.placements]
+        config["applications"][0]["deployments"] = surging
+    world.deploy(config)
     world.settle()
 
 
@@ -219,6 +236,7 @@ BLOWS: dict[Setting, dict[str, Blow]] = {
         "a changed plan is deployed": _deploy_anew,
         "a node is lost": _lose_node,
     },
+    ROOMY: {"a changed plan is deployed, room for new replicas beside the old": _deploy_anew},
     DOUBLE: {"a changed plan is deployed, two replicas each": _deploy_anew},
     LINKED: {
         "the link to a node takes 50 ms longer for 8 s": _slow_link(0.05, 8.0),

@@ -1,6 +1,7 @@
 """What `benchmarks.chaos` breaks: a local cluster with a plan deployed, members that replay a table, and how to hurt it.
 
-Three of them: with single replicas, with two of each, and with the node that does most of the work behind a link of its own.
+With single replicas, with room for others beside them, with two of each, and with the node that does most of the work behind a
+link of its own.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class Setting:
     latency_s: float = 1.0
     replicas: int = 1
     """Of every deployment but the router, which has two."""
+    has_room: bool = False
+    """Whether there are twice the nodes that the replicas need, so that new ones start beside the old."""
     is_calm: bool = False
     """Whether processes that start leave the processor to those that serve, as they would on machines of their own."""
     has_link: bool = False
@@ -61,6 +64,7 @@ class Setting:
 
 SINGLE = Setting("single replicas")
 DOUBLE = Setting("two replicas each", replicas=2, is_calm=True)
+ROOMY = Setting("single replicas, room beside them", has_room=True, is_calm=True)
 LINKED = Setting("a node behind a link", latency_s=0.5, has_link=True)
 
 
@@ -116,7 +120,7 @@ def running(setting: Setting, rate: float) -> Iterator[World]:
         found = _plan(setting, table, folder, rate)
         link = stack.enter_context(slow_link(delay_s=DELAY_S)) if setting.has_link else None
         away = None if link is None else _at_the_far_end(link, busiest(found))
-        state = cluster.up(_fleet(setting.replicas), folder / "state", elsewhere=away)
+        state = cluster.up(_fleet(2 if setting.has_room else setting.replicas), folder / "state", elsewhere=away)
         try:
             ray.init(address=state.address, logging_level="ERROR", log_to_driver=False)
             client = serve_start(http_options=HTTPOptions(host="127.0.0.1", port=port), proxy_location="HeadOnly")
