@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import socket
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import chaos
+from benchmarks import slow_link as slow_link_module
+from benchmarks.chaos_world import LINKED
 from benchmarks.slow_link import Pace, Queue, SlowLink, slow_link, why_not
 
 REASON = why_not()
@@ -65,6 +69,14 @@ def test_a_cut_link_loses_what_comes_and_delivers_what_is_on_its_way() -> None:
     assert left(queue, 9.0) == [b"before"]
 
 
+def test_rows_that_need_a_link_say_that_they_were_not_run_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow_link_module, "why_not", lambda: "it takes root to make network namespaces")
+    args = argparse.Namespace(only="is cut", rate=30.0, seconds=14.0, queries=None)
+    (row,) = chaos._rows(LINKED, chaos.BLOWS[LINKED], args)
+    assert (row["blow"], row["failed"]) == ("the link to a node is cut for 8 s", "not run")
+    assert row["why"] == "it takes root to make network namespaces"
+
+
 @contextmanager
 def echoed() -> Iterator[SlowLink]:
     """A link with somebody at the far end who says everything again."""
@@ -96,7 +108,7 @@ def test_sockets_see_the_delay_and_what_they_carry_is_whole() -> None:
             began_s = time.monotonic()
             udp.sendto(b"ping", (link.far_ip, 5201))
             assert udp.recv(1000) == b"ping"
-            assert 0.04 <= time.monotonic() - began_s < 0.5
+            assert 0.04 <= time.monotonic() - began_s < 0.7
         with socket.create_connection((link.far_ip, 5201), timeout=10) as tcp:
             for delay_s in (0.02, 0.15, 0.0):
                 link.set(delay_s=delay_s)
@@ -105,7 +117,7 @@ def test_sockets_see_the_delay_and_what_they_carry_is_whole() -> None:
                 began_s = time.monotonic()
                 tcp.sendall(b"ping")
                 assert received(tcp, 4) == b"ping"
-                assert 2 * delay_s <= time.monotonic() - began_s < 2 * delay_s + 0.25
+                assert 2 * delay_s <= time.monotonic() - began_s < 2 * delay_s + 0.7
             data = bytes(range(256)) * 400  # in many packets each way
             tcp.sendall(data)
             assert received(tcp, len(data)) == data
