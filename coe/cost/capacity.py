@@ -18,20 +18,28 @@ Quantile = Literal["p50", "p99"]
 IN_FLIGHT_PER_REPLICA = 2
 """Batches under way per replica of a tier's scarcest member: one computes, the next one waits there already."""
 
+MOST_ON_THE_WAY = 30
+"""Batches per replica on a link besides: each costs the router time, whatever the link takes."""
+
 HALVINGS = 30
 
 
-def in_flight(placement: Placement, replicas: int) -> int:
-    """Calls of a placement that may be under way with so many replicas. The router's rule, and the simulator's."""
-    return (placement.calls_at_once or IN_FLIGHT_PER_REPLICA) * max(1, replicas)
-
-
-def at_work(placement: Placement, replicas: int, *, is_far: bool = False) -> int:
-    """Calls of a placement with which none of so many replicas is idle. A batch that is not half full waits in the router's
-    queue, where it grows, rather than behind such calls. Across a link (`is_far`) that holds nobody up: a call is mostly on its
-    way.
+def in_flight(placement: Placement, replicas: int, away_s: float = 0.0) -> int:
+    """Calls of a placement that may be under way with so many replicas, which are so far away (round trip). The router's rule,
+    and the simulator's. While one call is on its way there and back, a replica answers others.
     """
-    return in_flight(placement, replicas) if is_far else (placement.calls_at_once or 1) * max(1, replicas)
+    on_the_way = math.ceil(away_s / placement.full_s) if away_s and placement.full_s else 0
+    return (placement.calls_at_once or IN_FLIGHT_PER_REPLICA + min(on_the_way, MOST_ON_THE_WAY)) * max(1, replicas)
+
+
+def at_work(placement: Placement, replicas: int, away_s: float | None = None) -> int:
+    """Calls of a placement with which none of so many replicas is idle. A batch that is not half full waits in the router's
+    queue, where it grows, rather than behind such calls. Across a link (`away_s`, its round trip) that holds nobody up: a call is
+    mostly on its way.
+    """
+    if away_s is not None:
+        return in_flight(placement, replicas, away_s)
+    return (placement.calls_at_once or 1) * max(1, replicas)
 
 
 def half(batch_size: int) -> int:

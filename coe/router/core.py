@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -53,7 +53,7 @@ class RouterCore:
         wait_s: float,
         latency_s: float,
         batch_bytes: float = math.inf,
-        far: Collection[str] = (),
+        away_s: Mapping[str, float] | None = None,
         call: Call,
         clock: Callable[[], float],
         record: Callable[[Record], None],
@@ -64,14 +64,15 @@ class RouterCore:
         usd_per_busy_s: Mapping[str, float] | None = None,
         auditor: Auditor | None = None,
     ) -> None:
-        """far: deployments across a link.   auditor: chooses early answers to be shown to the last tier, too; None for none."""
+        """away_s: round trips of the deployments across a link.   auditor: chooses early answers to be shown to the last tier,
+        too; None for none."""
         self.class_names = tuple(class_names)
         self.classes = len(class_names)
         self.wait_s = wait_s
         self.latency_s = latency_s
         self.late_after_s = LATE_FACTOR * latency_s
         self.batch_bytes = batch_bytes
-        self.far = frozenset(far)
+        self.away_s = dict(away_s or {})
         self.call = call
         self.clock = clock
         self.record = record

@@ -24,6 +24,9 @@ from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, FloatArray, I
 if TYPE_CHECKING:
     from coe.router.core import RouterCore
 
+PATIENCE = 0.1
+"""Part of the promised latency that a call may be on its way before its placement counts as slower than planned."""
+
 
 @dataclass
 class Hearing:
@@ -65,7 +68,9 @@ class TierQueue:
         self._placements = {m: tuple(placements[m]) for m in tier.members}
         self._turns = {m: Turns([p.traffic for p in placements[m]]) for m in tier.members}
         self._replicas = {p.deployment: p.replicas for m in tier.members for p in placements[m]}
-        self._slots = {p.deployment: Slots(in_flight(p, p.replicas)) for m in tier.members for p in placements[m]}
+        self._slow: set[str] = set()
+        """Deployments whose last call took longer than planned."""
+        self._slots = {p.deployment: Slots(self._in_flight(p)) for m in tier.members for p in placements[m]}
         self.batch_size = min(p.batch_size for m in tier.members for p in placements[m])
         self.under_way = 0
         """Queries in batches that have been sent."""
@@ -103,15 +108,18 @@ class TierQueue:
 
     def _most_batches(self) -> int:
         """Batches under way at once: what the scarcest member can take."""
-        return min(
-            sum(in_flight(p, self._replicas[p.deployment]) for p in self._placements[m]) for m in self.tier.members
-        )
+        return min(sum(self._in_flight(p) for p in self._placements[m]) for m in self.tier.members)
+
+    def _in_flight(self, placement: Placement) -> int:
+        """Calls of a placement that may be under way at once."""
+        away_s = self._core.away_s.get(placement.deployment, 0.0)
+        return in_flight(placement, self._replicas[placement.deployment], away_s)
 
     def _batches_at_work(self) -> int:
         """Batches under way with which no replica of the scarcest member is idle."""
-        far = self._core.far
+        away_s = self._core.away_s
         return min(
-            sum(at_work(p, self._replicas[p.deployment], is_far=p.deployment in far) for p in self._placements[m])
+            sum(at_work(p, self._replicas[p.deployment], away_s.get(p.deployment)) for p in self._placements[m])
             for m in self.tier.members
         )
 
@@ -119,7 +127,7 @@ class TierQueue:
         """Follow a deployment that has more or fewer replicas than before."""
         for placement in (p for own in self._placements.values() for p in own if p.deployment == deployment):
             self._replicas[deployment] = replicas
-            self._slots[deployment].resize(in_flight(placement, replicas))
+            self._slots[deployment].resize(self._in_flight(placement))
             self._batches.resize(self._most_batches())
         self._at_work = self._batches_at_work()
         self._planned_per_s = self._per_s()
@@ -365,6 +373,7 @@ class TierQueue:
         None are called where the placement has fallen silent meanwhile. A call that has no reply within the promised latency goes
         on by itself, and is billed when it ends.
         """
+        turn = self._with_a_slot(member, turn)
         placement, still = self._placements[member][turn], rows[:0]
         try:
             give_back = await self._slots[placement.deployment].take()
@@ -387,6 +396,25 @@ class TierQueue:
         finally:
             give_back()
 
+    def _with_a_slot(self, member: str, turn: int) -> int:
+        """The placement whose turn it is; where its calls take longer than planned and it has no slot free, another one of our
+        own machines that is well and has."""
+        placements = self._placements[member]
+        deployment = placements[turn].deployment
+        if deployment in self._slow and self._slots[deployment].is_full:
+            for other in self._turns[member].well:
+                if placements[other].api is None and not self._slots[placements[other].deployment].is_full:
+                    return other
+        return turn
+
+    def _note_pace(self, placement: Placement, took_s: float) -> None:
+        """Keep in mind whether a call took longer than its batch and the one before, the link, and a part of the promise."""
+        away_s = self._core.away_s.get(placement.deployment, 0.0)
+        if took_s > 2 * placement.full_s + away_s + PATIENCE * self._core.latency_s:
+            self._slow.add(placement.deployment)
+        else:
+            self._slow.discard(placement.deployment)
+
     async def _called(
         self, member: str, turn: int, items: Batch, due_s: float, queries: Sequence[Query]
     ) -> Probabilities | None:
@@ -404,6 +432,7 @@ class TierQueue:
             status, probs = ("late", None) if now > due_s else ("ok", reply.probs)
             is_late = now - start > self._core.latency_s
             self._turns[member].answered(turn, now, is_late=is_late)
+            self._note_pace(placement, now - start)
             if not is_late:
                 self._core.note_answered(placement.deployment)
         except asyncio.CancelledError:

@@ -50,6 +50,11 @@ class Turns:
         self._credit[chosen] -= sum(traffic.values())
         return chosen
 
+    @property
+    def well(self) -> list[int]:
+        """Placements that do not rest."""
+        return [i for i, rest_s in enumerate(self._rest_s) if not rest_s]
+
     def is_avoided(self, placement: int) -> bool:
         """Whether the placement is silent and rests: whoever has waited for it goes elsewhere."""
         return self._is_silent[placement] and self._rest_s[placement] > 0 and not self._is_tried[placement]

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
 
+from coe.cost.capacity import in_flight
 from coe.serving.labels import hosted_options, replica_options
 from coe.serving.member import HostedReplica, MemberReplica
 from coe.serving.router import Router
@@ -16,7 +17,7 @@ from coe.serving.scaling_policy import ROUTER, member_options, router_options
 from coe.types import Access, Audits, Gears, LedgerLimits, Placement, Plan, Scaling, Tracing
 
 MEMBER_QUEUE = 8
-"""Batches that may wait at one replica; the router sends two."""
+"""Batches that may wait at one replica at least; the router sends two, and more across a link."""
 ROUTER_QUEUE = 2000
 SHUTDOWN_POLL_S = 0.2
 SHUTDOWN_S = 10.0
@@ -75,7 +76,7 @@ def _member(plan: Plan, placement: Placement, scaling: Scaling | None) -> Applic
     deployment = serve.deployment(kind).options(
         name=placement.deployment,
         **member_options(placement, scaling if model is None else None),
-        max_ongoing_requests=max(MEMBER_QUEUE, placement.calls_at_once or 0),
+        max_ongoing_requests=max(MEMBER_QUEUE, in_flight(placement, 1, plan.away_s.get(placement.deployment, 0.0))),
         graceful_shutdown_wait_loop_s=SHUTDOWN_POLL_S,
         graceful_shutdown_timeout_s=SHUTDOWN_S,
         ray_actor_options=options,

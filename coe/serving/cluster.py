@@ -47,6 +47,9 @@ ONE_THREAD_ENV = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_
 
 _TEMPORARY_PREFIX = "coe-ray-"
 
+Elsewhere = Callable[[str, list[str]], list[str]]
+"""A node's type and the command that starts it here -> the command that starts it in another place."""
+
 
 class NodeProcess(Noun):
     """One `ray start`: the leader of a session that holds everything it started."""
@@ -82,10 +85,12 @@ def up(
     *,
     progress: Callable[[int, int], None] | None = None,
     settings: Mapping[str, str] = SERVE_ENV,
+    elsewhere: Elsewhere | None = None,
 ) -> ClusterState:
     """Start every node of `fleet` and return when all have joined; `progress` gets (nodes joined, nodes).
 
-    `settings` is what Serve is told by environment variables.
+    `settings` is what Serve is told by environment variables; `elsewhere` makes of a node's type and command the command that
+    starts it in another place, like a network namespace. It must remain one process.
 
     Raises `InvalidInput` for a fleet that cannot be started and `Unavailable` where a cluster of this state folder is
     up already or a node does not start. Nothing is left running then.
@@ -105,7 +110,7 @@ def up(
     )
     write(path, state)
     try:
-        return _start(fleet, state, path, progress or _ignore, settings)
+        return _start(fleet, state, path, progress or _ignore, settings, elsewhere or _here)
     except BaseException:
         down(state_dir)
         raise
@@ -113,6 +118,12 @@ def up(
 
 def _ignore(done: int, total: int) -> None:
     """Progress that nobody watches."""
+
+
+def _here(node_type: str, command: list[str]) -> list[str]:
+    """A node that is started where we are."""
+    del node_type
+    return command
 
 
 def _check(fleet: Fleet) -> None:
@@ -135,18 +146,20 @@ def _start(
     path: Path,
     progress: Callable[[int, int], None],
     settings: Mapping[str, str],
+    elsewhere: Elsewhere,
 ) -> ClusterState:
     """Head first, since the others need its address; then all others at once."""
     nodes = [node for node in fleet.nodes for _ in range(node.count)]
     temporary = Path(state.temp_dir)
     environment = _environment(state.cluster_id, settings)
-    state = _spawned(state, path, nodes[0], 0, environment, _head_arguments())
+    state = _spawned(state, path, nodes[0], 0, environment, _head_arguments(), elsewhere)
     address = _wait_for(state.nodes[0], _folder(temporary, 0))
     state = state.model_copy(update={"address": address})
     write(path, state)
     progress(1, len(nodes))
+    joining = ["--address", address, "--include-log-monitor=false"]
     for number, node in enumerate(nodes[1:], start=1):
-        state = _spawned(state, path, node, number, environment, ["--address", address, "--include-log-monitor=false"])
+        state = _spawned(state, path, node, number, environment, joining, elsewhere)
     for number, process in enumerate(state.nodes[1:], start=1):
         _wait_for(process, _folder(temporary, number))
         progress(number + 1, len(nodes))
@@ -190,6 +203,7 @@ def _spawned(
     number: int,
     environment: Mapping[str, str],
     arguments: list[str],
+    elsewhere: Elsewhere,
 ) -> ClusterState:
     """The state with one more process, written before anything else can fail."""
     folder = _folder(Path(state.temp_dir), number)
@@ -198,7 +212,7 @@ def _spawned(
     command += ["--temp-dir", str(folder), *arguments, *_node_arguments(node.offer)]
     with open(folder / "start.log", "wb") as log:
         child = subprocess.Popen(
-            command,
+            elsewhere(node.offer.node_type, command),
             env={**environment, CPU_SHARE_ENV: repr(node.cpu_share)},
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -74,7 +74,7 @@ class InService:
             wait_s=plan.workload.batch_wait_s,
             latency_s=plan.workload.latency_s,
             batch_bytes=_batch_bytes(),
-            far=plan.far,
+            away_s=plan.away_s,
             call=self._metered,
             clock=clock,
             record=self._record if tracing is None else tracing.recording(self._record),

@@ -84,11 +84,11 @@ def network_of(plan: Plan, profiles: Profiles) -> Network:
     placements = [p for own in by_member for p in own]
     batch_size = [min(p.batch_size for p in plan.placements if p.member in tier.members) for tier in plan.cascade.tiers]
     placed = [[[p for p in plan.placements if p.member == m] for m in tier.members] for tier in plan.cascade.tiers]
-    slots = [min(sum(in_flight(p, p.replicas) for p in own) for own in tier) for tier in placed]
-    far = plan.far
-    busy = [
-        min(sum(at_work(p, p.replicas, is_far=p.deployment in far) for p in own) for own in tier) for tier in placed
+    far = plan.away_s
+    slots = [
+        min(sum(in_flight(p, p.replicas, far.get(p.deployment, 0.0)) for p in own) for own in tier) for tier in placed
     ]
+    busy = [min(sum(at_work(p, p.replicas, far.get(p.deployment)) for p in own) for own in tier) for tier in placed]
     largest = max(batch_size)
     tables, hops = [], []
     for p in placements:

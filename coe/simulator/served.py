@@ -436,7 +436,7 @@ class _Service:
             self._table.classes,
             wait_s=plan.workload.batch_wait_s,
             latency_s=plan.workload.latency_s,
-            far=plan.far,
+            away_s=plan.away_s,
             call=self._call,
             clock=clock,
             record=write if account is None else account.record,

@@ -197,9 +197,10 @@ class Plan(Noun):
         return None if sites is None or placement.api else sites.link(self.offer(placement.node_type).site)
 
     @property
-    def far(self) -> frozenset[str]:
-        """Deployments whose calls cross a link."""
-        return frozenset(p.deployment for p in self.placements if self.link(p) is not None)
+    def away_s(self) -> dict[str, float]:
+        """Deployment -> round trip of the link that its calls cross; without those that cross none."""
+        crossing = ((p.deployment, self.link(p)) for p in self.placements)
+        return {deployment: link.round_trip_s for deployment, link in crossing if link is not None}
 
 
 class Gear(Noun):

@@ -56,8 +56,11 @@ def test_a_replica_runs_on_its_node_and_sees_the_environment(test_fleet: Fleet) 
 @pytest.mark.serving
 def test_down_leaves_no_process_and_no_file(test_fleet: Fleet, tmp_path: Path) -> None:
     try:
-        state = cluster.up(_alone(test_fleet), tmp_path)
+        state = cluster.up(
+            _alone(test_fleet), tmp_path, elsewhere=lambda node_type, command: ["env", f"PLACE={node_type}", *command]
+        )
         started = cluster.processes(state)
+        assert b"PLACE=router" in cluster._marks(state.nodes[0].pid)
         assert len(started) >= 3, "leader, raylet, gcs"
         assert cluster.load_state(tmp_path) == state
         with pytest.raises(Unavailable, match=r"already up .* coe cluster down"):

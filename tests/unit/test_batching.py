@@ -194,7 +194,9 @@ def test_a_batch_that_is_not_half_full_grows_in_the_queue_while_every_replica_is
 
 def test_half_a_batch_waits_at_the_replica_and_one_across_a_link_is_sent_at_once() -> None:
     assert [at_work(placement("small"), 2), in_flight(placement("small"), 2)] == [2, 4]
-    assert at_work(placement("small"), 2, is_far=True) == 4
+    assert at_work(placement("small"), 2, 0.0) == 4
+    away_s = 2.5 * placement("small").full_s
+    assert [at_work(placement("small"), 2, away_s), in_flight(placement("small"), 2, away_s)] == [10, 10]
     service = Service(factories.cascade(first=("small",)), TABLE, batch_size=4)
     service.faults["small"] = service.slow(0.05)
     service.ask({f"q{row}": row for row in range(6)})  # a full batch, and one that is half full
