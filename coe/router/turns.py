@@ -1,15 +1,11 @@
-"""Whose turn it is, and who may start: traffic shares between placements, and calls under way of each."""
+"""Whose turn it is: traffic shares between placements, and rests of those that fail or fall silent."""
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 REST_S, LONGEST_REST_S = 1.0, 30.0
-SMOOTHING, CLEARLY = 0.1, 0.8
-"""Of the pace: about the last ten batches count; what is planned holds unless less than this part of it is seen."""
 
 
 class Turns:
@@ -89,81 +85,3 @@ def earliest(tries: Sequence[float | None]) -> float | None:
     """The least of them; None where one is None, which needs no waiting for."""
     known = [wait_s for wait_s in tries if wait_s is not None]
     return min(known) if len(known) == len(tries) else None
-
-
-class Slots:
-    """How many may be under way at once; the others wait, first come first served. The number may change while some are."""
-
-    def __init__(self, count: int) -> None:
-        self._count, self._taken = count, 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    @property
-    def taken(self) -> int:
-        """How many are under way."""
-        return self._taken
-
-    @property
-    def is_full(self) -> bool:
-        """True while nobody else may start."""
-        return self._taken >= self._count
-
-    def resize(self, count: int) -> None:
-        """Let so many be under way from now on; whoever is beyond that ends in peace."""
-        self._count = count
-        self._hand_on()
-
-    async def take(self) -> Callable[[], None]:
-        """Wait for a slot; what is returned gives it back."""
-        await self._acquired()
-        return self._give_back
-
-    def _give_back(self) -> None:
-        self._taken -= 1
-        self._hand_on()
-
-    async def _acquired(self) -> None:
-        if self._taken < self._count and not self._waiting:
-            self._taken += 1
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # the slot was handed over, and nobody is there any more
-                self._taken -= 1
-                self._hand_on()
-            raise
-
-    def _hand_on(self) -> None:
-        while self._waiting and self._taken < self._count:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self._taken += 1
-                turn.set_result(None)
-
-
-class Pace:
-    """How fast a tier that is full empties in truth: items per second between the ends of full batches, smoothed.
-
-    Machines that are much slower than planned show here, and nowhere else before queries are late. While a tier is not full
-    nobody can tell; then the figure creeps back to what was planned.
-    """
-
-    def __init__(self) -> None:
-        self._per_s = math.inf
-        self._ended_s: float | None = None
-
-    def ended(self, now_s: float, items: int, *, is_full: bool) -> None:
-        """A batch has ended; `is_full`: as large as may be, with no slot free and others waiting."""
-        if self._ended_s is not None and is_full and now_s > self._ended_s:
-            seen = items / (now_s - self._ended_s)
-            self._per_s = seen if math.isinf(self._per_s) else self._per_s + SMOOTHING * (seen - self._per_s)
-        elif not is_full:
-            self._per_s *= 1 + SMOOTHING
-        self._ended_s = now_s if is_full else None
-
-    def of(self, planned_per_s: float) -> float:
-        """Items per second to count with: the planned ones, unless it is clear that there are fewer."""
-        return self._per_s if self._per_s < CLEARLY * planned_per_s else planned_per_s

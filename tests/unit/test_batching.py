@@ -15,8 +15,9 @@ from coe.cascade.evaluate import route
 from coe.cost.capacity import at_work, in_flight
 from coe.records import Answer, BatchRun, Record
 from coe.router.core import RouterCore
+from coe.router.pace import Pace
 from coe.router.queries import Answers, Overloaded, Reply, Unanswered
-from coe.router.turns import REST_S, Pace, Turns
+from coe.router.turns import REST_S, Turns
 from coe.table import PredictionTable
 from coe.types import Cascade, Placement, Tier
 from tests import factories

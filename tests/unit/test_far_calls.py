@@ -80,7 +80,7 @@ class Way:
 
     @property
     def slots_taken(self) -> int:
-        return sum(slots.taken for tier in self.core.tiers for slots in tier._slots.values())
+        return sum(slots.taken for tier in self.core.tiers for slots in tier._room.calls.values())
 
 
 def test_a_replica_across_a_link_is_as_busy_as_planned() -> None:
