@@ -34,6 +34,12 @@ class Slots:
         await self._acquired()
         return self._give_back
 
+    def taken_at_once(self) -> Callable[[], None]:
+        """A slot where one is free, as what gives it back."""
+        assert not self.is_full
+        self._taken += 1
+        return self._give_back
+
     def _give_back(self) -> None:
         self._taken -= 1
         self._hand_on()

@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,8 +50,10 @@ class TierQueue:
         """Queries in batches that have been sent."""
         self._pace = Pace()
         self._is_closed = False
-        self._changed = asyncio.Event()
-        """Queries came, or a batch ended."""
+        self._broken: asyncio.Future[None] | None = None
+        """Pending while batches are formed; a mistake of ours in doing so ends it."""
+        self._look: asyncio.Handle | None = None
+        """The next look at the queue."""
 
     @property
     def capacity_per_s(self) -> float:
@@ -68,7 +71,7 @@ class TierQueue:
     def resize(self, deployment: str, replicas: int) -> None:
         """Follow a deployment that has more or fewer replicas than before."""
         self._room.resize(deployment, replicas)
-        self._changed.set()
+        self._look_soon()
 
     def follow(self, tier: Tier, *, is_closed: bool) -> None:
         """Decide by another gate: that of `tier`, which is the same in all else, or by none, passing on everything."""
@@ -86,23 +89,70 @@ class TierQueue:
     def put(self, queries: Sequence[Query]) -> None:
         """Add queries to the queue."""
         self.waiting.extend(queries)
-        self._changed.set()
+        self._look_soon()
 
     async def run(self) -> None:
-        """Form and start batches for ever."""
-        while True:
-            await self._batch_is_due()
-            give_back = await self._room.batches.take()
-            batch = self._next_batch()
-            if batch:
-                now = self._core.clock()
-                self._core.note_batch(self.number, [now - query.queued_s for query in batch])
-                if self._core.listener is not None:
-                    self._core.listener.batched(self.number, batch)
-                self.under_way += len(batch)
-                self._core.start(self._serve(batch, give_back))
-            else:
-                give_back()
+        """Form and start batches until cancelled. Raises what went wrong in doing so."""
+        self._broken = asyncio.get_running_loop().create_future()
+        self._look_soon()
+        try:
+            await self._broken
+        finally:
+            self._look_at(None)
+            self._broken = None
+
+    def _look_soon(self) -> None:
+        """Look at the queue when the loop has done what it is at: queries of many requests come in one turn of it."""
+        if self._broken is not None:
+            self._look_at(asyncio.get_running_loop().call_soon(self._send_batches))
+
+    def _look_at(self, look: asyncio.Handle | None) -> None:
+        """Look then and at no other time."""
+        if self._look is not None:
+            self._look.cancel()
+        self._look = look
+
+    def _send_batches(self, *, is_due: bool = False) -> None:
+        """Send what is due, and look again when the next batch will be. is_due: the oldest query has waited long enough."""
+        self._look_at(None)
+        try:
+            while self.waiting and not self._room.batches.is_full:
+                wait_s = 0.0 if is_due else self._wait_s()
+                if wait_s > 0:
+                    if wait_s < math.inf:
+                        later = partial(self._send_batches, is_due=True)
+                        self._look_at(asyncio.get_running_loop().call_later(wait_s, later))
+                    return
+                self._send_batch()
+                is_due = False
+        except Exception as error:
+            if self._broken is not None and not self._broken.done():
+                self._broken.set_exception(error)
+
+    def _wait_s(self) -> float:
+        """Seconds until a batch is due; infinite where something has to happen first.
+
+        A full one is due at once, another when its oldest query has waited long enough and a replica is idle: behind a busy one
+        it would wait as long, and could not grow. One that is half full goes there all the same, so that no replica is idle while
+        the next batch is on its way.
+        """
+        if len(self.waiting) >= self.batch_size:
+            return 0.0
+        if len(self.waiting) >= half(self.batch_size) or self._room.is_idling:
+            return self.waiting[0].queued_s + self._core.wait_s - self._core.clock()
+        return math.inf
+
+    def _send_batch(self) -> None:
+        """Take a slot and start a batch, if anybody still waits for one."""
+        batch = self._next_batch()
+        if not batch:
+            return
+        now = self._core.clock()
+        self._core.note_batch(self.number, [now - query.queued_s for query in batch])
+        if self._core.listener is not None:
+            self._core.listener.batched(self.number, batch)
+        self.under_way += len(batch)
+        self._core.start(self._serve(batch, self._room.batches.taken_at_once()))
 
     def _next_batch(self) -> list[Query]:
         """The oldest queries, as many as one call may carry; what nobody waits for any more ends here."""
@@ -118,23 +168,6 @@ class TierQueue:
             batch.append(self.waiting.popleft())
         return batch
 
-    async def _batch_is_due(self) -> None:
-        """Return when the queue holds a full batch, or its oldest query has waited long enough and a replica is idle: behind a
-        busy one a batch would wait as long, and could not grow. One that is half full goes there all the same, so that no replica
-        is idle while the next batch is on its way."""
-        while len(self.waiting) < self.batch_size:
-            self._changed.clear()
-            timeout = None
-            is_half = len(self.waiting) >= half(self.batch_size) and not self._room.batches.is_full
-            if self.waiting and (is_half or self._room.is_idling):
-                timeout = self.waiting[0].queued_s + self._core.wait_s - self._core.clock()
-                if timeout <= 0:
-                    return
-            try:
-                await asyncio.wait_for(self._changed.wait(), timeout)
-            except TimeoutError:
-                return
-
     async def _serve(self, batch: list[Query], give_back: Callable[[], None]) -> None:
         """Ask the members, and answer or pass on each query as soon as its outcome is known."""
         try:
@@ -148,7 +181,7 @@ class TierQueue:
                 is_full = len(batch) == self.batch_size and self._room.batches.is_full and bool(self.waiting)
                 self._pace.ended(self._core.clock(), len(batch), is_full=is_full and is_telling)
                 give_back()
-                self._changed.set()
+                self._look_soon()
                 if self._core.shadow is not None:
                     self._core.shadow.nudge()
         except Exception as error:  # a mistake of ours must not leave clients waiting
@@ -163,7 +196,7 @@ class TierQueue:
             await self._hear(self._hearing(batch))
         finally:
             give_back()
-            self._changed.set()
+            self._look_soon()
 
     def _hearing(self, batch: list[Query]) -> Hearing:
         """Nobody asked yet; the votes that earlier tiers heard are there."""
@@ -186,23 +219,63 @@ class TierQueue:
         A staged tier asks one member after the other, and only about items whose outcome is still open.
         """
         own = self.tier.members
-        for group in [[m] for m in own] if self.tier.dispatch == "staged" else [list(own)]:
-            if heard.asked.any() and self.tier.dispatch == "staged":
-                self._settle(heard, is_over=False)
+        groups = [[m] for m in own] if self.tier.dispatch == "staged" else [list(own)]
+        for number, group in enumerate(groups, start=1):
             rows = np.flatnonzero(heard.open)
             if not len(rows):
                 return
-            asking = {self._core.start(self._calls.ask(member, heard, rows)) for member in group}
-            while asking and heard.open.any():
-                timeout = max(0.0, float(heard.due_s[heard.open].min()) - self._core.clock())
-                _, asking = await asyncio.wait(asking, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            await self._ask_all(group, heard, rows, is_last=number == len(groups))
+
+    async def _ask_all(self, members: Sequence[str], heard: Hearing, rows: IntArray, *, is_last: bool) -> None:
+        """Ask members side by side until all have said what they will, or no query waits for it any more.
+
+        What a vote settles is settled there and then: each further turn of the event loop may be a long one under load.
+        is_last: nobody is asked after them.
+        """
+        loop, left = asyncio.get_running_loop(), len(members)
+        over: asyncio.Future[None] = loop.create_future()
+        timer: asyncio.Handle | None = None
+
+        async def ask(member: str) -> None:
+            nonlocal left
+            try:
+                await self._calls.ask(member, heard, rows)
+                left -= 1
+                self._settle(heard, is_over=not left and is_last)
+                end(is_over=not left or not heard.open.any())
+            except Exception as error:  # a mistake of ours
+                fail(error)
+
+        def look_at_the_time() -> None:
+            nonlocal timer
+            try:
                 overdue = heard.open & (heard.due_s <= self._core.clock())
                 if overdue.any():
                     heard.failed |= heard.asked & heard.unheard & overdue[:, None]
                     self._settle(heard, is_over=True, among=overdue)
-                if asking:
-                    self._settle(heard, is_over=False)
-        self._settle(heard, is_over=True)
+                end(is_over=not heard.open.any())
+            except Exception as error:
+                fail(error)
+            if not over.done():
+                left_s = float(heard.due_s[heard.open].min()) - self._core.clock()
+                timer = loop.call_later(max(0.0, left_s), look_at_the_time)
+
+        def end(*, is_over: bool) -> None:
+            if is_over and not over.done():
+                over.set_result(None)
+
+        def fail(error: Exception) -> None:
+            if not over.done():
+                over.set_exception(error)
+
+        for member in members:
+            self._core.start(ask(member))
+        look_at_the_time()
+        try:
+            await over
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _settle(self, heard: Hearing, *, is_over: bool, among: BoolArray | None = None) -> None:
         """Let open queries (of `among`) leave: all of them where asking is over, else those that are settled.
