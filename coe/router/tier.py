@@ -21,6 +21,7 @@ from coe.router.hearing import Hearing
 from coe.router.pace import Pace
 from coe.router.queries import Query
 from coe.router.room import Room
+from coe.router.round import Round
 from coe.table import Outputs
 from coe.types import ABSTAINED, MISSING_VOTE, BoolArray, Cascade, IntArray, Placement, Probabilities, Tier
 
@@ -218,64 +219,28 @@ class TierQueue:
 
         A staged tier asks one member after the other, and only about items whose outcome is still open.
         """
+
+        def settle(is_over: bool, among: BoolArray | None) -> None:
+            self._settle(heard, is_over=is_over, among=among)
+
         own = self.tier.members
         groups = [[m] for m in own] if self.tier.dispatch == "staged" else [list(own)]
         for number, group in enumerate(groups, start=1):
             rows = np.flatnonzero(heard.open)
             if not len(rows):
                 return
-            await self._ask_all(group, heard, rows, is_last=number == len(groups))
+            asking = Round(heard, len(group), settle, self._core.clock, is_last=number == len(groups))
+            for member in group:
+                self._core.start(self._ask(member, heard, rows, asking))
+            await asking.over()
 
-    async def _ask_all(self, members: Sequence[str], heard: Hearing, rows: IntArray, *, is_last: bool) -> None:
-        """Ask members side by side until all have said what they will, or no query waits for it any more.
-
-        What a vote settles is settled there and then: each further turn of the event loop may be a long one under load.
-        is_last: nobody is asked after them.
-        """
-        loop, left = asyncio.get_running_loop(), len(members)
-        over: asyncio.Future[None] = loop.create_future()
-        timer: asyncio.Handle | None = None
-
-        async def ask(member: str) -> None:
-            nonlocal left
-            try:
-                await self._calls.ask(member, heard, rows)
-                left -= 1
-                self._settle(heard, is_over=not left and is_last)
-                end(is_over=not left or not heard.open.any())
-            except Exception as error:  # a mistake of ours
-                fail(error)
-
-        def look_at_the_time() -> None:
-            nonlocal timer
-            try:
-                overdue = heard.open & (heard.due_s <= self._core.clock())
-                if overdue.any():
-                    heard.failed |= heard.asked & heard.unheard & overdue[:, None]
-                    self._settle(heard, is_over=True, among=overdue)
-                end(is_over=not heard.open.any())
-            except Exception as error:
-                fail(error)
-            if not over.done():
-                left_s = float(heard.due_s[heard.open].min()) - self._core.clock()
-                timer = loop.call_later(max(0.0, left_s), look_at_the_time)
-
-        def end(*, is_over: bool) -> None:
-            if is_over and not over.done():
-                over.set_result(None)
-
-        def fail(error: Exception) -> None:
-            if not over.done():
-                over.set_exception(error)
-
-        for member in members:
-            self._core.start(ask(member))
-        look_at_the_time()
+    async def _ask(self, member: str, heard: Hearing, rows: IntArray, asking: Round) -> None:
+        """Ask a member, and say so when it has said what it will."""
         try:
-            await over
-        finally:
-            if timer is not None:
-                timer.cancel()
+            await self._calls.ask(member, heard, rows)
+        except Exception as error:  # a mistake of ours: what a replica raises is a missing vote
+            asking.fail(error)
+        asking.has_said()
 
     def _settle(self, heard: Hearing, *, is_over: bool, among: BoolArray | None = None) -> None:
         """Let open queries (of `among`) leave: all of them where asking is over, else those that are settled.
