@@ -29,6 +29,7 @@ from coe.serving.tracing import QueryTracing, Traced, TracedRpc
 from coe.serving.v2_messages import CLASSES
 from coe.serving.web import application
 from coe.types import Access, Placement, Tracing
+from tests.core_case import recorded, running, until_idle
 from tests.serving.web_case import TABLE, planned, row_numbers
 
 PLAN = planned()
@@ -66,21 +67,18 @@ class World:
     async def _call(self, where: Placement, batch: np.ndarray) -> Reply:
         if where.member in self._down:
             raise RuntimeError("down")
-        assert TABLE.probs is not None
-        rows = row_numbers(batch).astype(int) % len(TABLE)
-        return Reply(TABLE.probs[rows, TABLE.members.index(where.member)], 0.001, "node-1", fee_usd=0.5)
+        said = recorded(TABLE, where.member, row_numbers(batch) % len(TABLE))
+        return Reply(said, 0.001, "node-1", fee_usd=0.5)
 
     def run(self, talk: Callable[[httpx.AsyncClient], Awaitable[object]]) -> list[ReadableSpan]:
         """The spans of a conversation, once everything is over."""
 
         async def all_of_it() -> None:
-            queues = asyncio.ensure_future(self.core.run())
             transport = httpx.ASGITransport(app=self.api)
-            async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-                await talk(client)
-            while not self.core.is_idle:
-                await asyncio.sleep(0.01)
-            queues.cancel()
+            async with running(self.core):
+                async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+                    await talk(client)
+                await until_idle(self.core)
 
         asyncio.run(all_of_it())
         return list(self.caught.get_finished_spans())

@@ -25,6 +25,7 @@ from coe.serving.web import application
 from coe.table import PredictionTable
 from coe.types import Access, Cascade, Placement, Plan
 from tests import factories
+from tests.core_case import recorded
 
 NAME = "vision/cascade"
 """With a slash, as names may have one."""
@@ -75,9 +76,8 @@ class FakeRouter:
         self.asked += len(batch)
         if where.member in self.down:
             raise RuntimeError("down")
-        assert TABLE.probs is not None
         rows = row_numbers(batch) % len(TABLE)
-        probs = TABLE.probs[rows.astype(int), TABLE.members.index(where.member)]
+        probs = recorded(TABLE, where.member, rows)
         tokens = np.full((len(rows), 2), [10, 1]) if where.member in self.counting else None
         return Reply(np.zeros_like(probs) if where.member in self.abstaining else probs, 0.001, "node-1", tokens=tokens)
 

@@ -16,7 +16,7 @@ from coe.router.core import RouterCore
 from coe.router.queries import Answers, Query, Reply
 from coe.types import Placement
 from tests import factories
-from tests.unit.test_batching import placement
+from tests.core_case import items, placement, recorded, running, until_idle
 
 PRICE = {"small": 1.0, "middle": 2.0, "other": 3.0, "large": 5.0}
 TABLE = factories.table(n=60)
@@ -55,9 +55,8 @@ class World:
         await asyncio.sleep(0.2 if where.member == self._slow else 0.001)
         if where.member == self._failing:
             raise RuntimeError("down")
-        assert TABLE.probs is not None
         rows = batch[:, 0].astype(int)
-        probs = TABLE.probs[rows, TABLE.members.index(where.member)]
+        probs = recorded(TABLE, where.member, rows)
         if where.api is None:
             return Reply(probs, 0.01 * len(rows), "node-1")
         fees, counts = 0.5 * rows, np.stack([rows, rows % 7], axis=1)
@@ -65,13 +64,10 @@ class World:
 
     def ask(self, rows: Sequence[int], at_once: int = 60) -> list[Answers]:
         async def all_of_it() -> list[Answers]:
-            queues = asyncio.ensure_future(self.core.run())
             groups = [rows[i : i + at_once] for i in range(0, len(rows), at_once)]
-            asked = [{f"{row}": np.array([row], dtype=np.float32) for row in group} for group in groups]
-            got = await asyncio.gather(*(self.core.ask(items) for items in asked))
-            while not self.core.is_idle:
-                await asyncio.sleep(0.01)
-            queues.cancel()
+            async with running(self.core):
+                got = await asyncio.gather(*(self.core.ask(items(group)) for group in groups))
+                await until_idle(self.core)
             return [answers for answers in got if isinstance(answers, Answers)]
 
         return asyncio.run(all_of_it())
@@ -113,7 +109,7 @@ def test_tokens_are_each_items_own() -> None:
     assert asked_large == escalated
     assert 0 < len(escalated) < 60
     for query_id, spent in told.items():
-        row = int(query_id)
+        row = int(query_id.removeprefix("q"))
         expected = (row, row % 7, 1, 0) if query_id in escalated else (0, 0, 0, 0)
         assert (spent.prompt_tokens, spent.completion_tokens, spent.counted, spent.uncounted) == expected
 
