@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.figures import publish
 from benchmarks.http_load import Load, closed_loop, open_loop, request_bytes
-from benchmarks.serving_apps import CLASSES, ESCALATED
+from benchmarks.serving_apps import CLASSES, ESCALATED, MOST_PER_BATCH
 from coe.serving import cluster
 from coe.serving.labels import SERVE_ENV
 from coe.types import (
@@ -126,11 +126,11 @@ def _apps(numbers: int) -> dict[str, Callable[[], Any]]:
     from benchmarks import serving_apps
     from coe.serving.app import CascadeArgs, build
 
-    return {
-        "(a) echo": serving_apps.echo,
-        "(b) composition": serving_apps.naive,
-        "(c) coe": lambda: build(CascadeArgs(plan=plan_of(numbers), ledger_dir=tempfile.mkdtemp(prefix="coe-ledger-"))),
-    }
+    def service() -> Any:
+        plan = plan_of(numbers, batch_size=MOST_PER_BATCH)
+        return build(CascadeArgs(plan=plan, ledger_dir=tempfile.mkdtemp(prefix="coe-ledger-")))
+
+    return {"(a) echo": serving_apps.echo, "(b) composition": serving_apps.naive, "(c) coe": service}
 
 
 def plan_of(numbers: int, seconds_per_item: float = 0.0, latency_s: float = 2.0, batch_size: int = 32) -> Plan:
@@ -231,7 +231,7 @@ def running(settings: Mapping[str, str]) -> Iterator[Callable[[Callable[[], Any]
             ray.init(address=state.address, logging_level="ERROR", log_to_driver=False)
             serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": PORT})
 
-            logging = {"enable_access_log": False} if settings else None
+            logging = {"enable_access_log": False, "log_level": "WARNING"} if settings else None
 
             @contextmanager
             def one(app: Callable[[], Any]) -> Iterator[None]:

@@ -13,6 +13,8 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 CLASSES = 10
+MOST_PER_BATCH = 64
+"""For the composition and for `coe`."""
 ESCALATED = 0.3
 """This part of the items divides the first tier."""
 
@@ -48,7 +50,7 @@ class NaiveMember:
     def __init__(self, member: int) -> None:
         self._member = member
 
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)
+    @serve.batch(max_batch_size=MOST_PER_BATCH, batch_wait_timeout_s=0.005)
     async def predict(self, items: list[list[float]]) -> list[int]:
         """The class of each item."""
         answers = first_tier(np.array(items), self._member) if self._member >= 0 else last_tier(np.array(items))

@@ -78,8 +78,9 @@ def serve_config(
                 "name": APPLICATION,
                 "route_prefix": "/",
                 "import_path": IMPORT_PATH,
-                # a line per request and per member call costs a twentieth of the router's time; `--access` has a better one
-                "logging_config": {"enable_access_log": False},
+                # a line per request and per member call costs a twentieth of the router's time, also one that is made and then
+                # dropped, as below WARNING; `--access` has a better one
+                "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
                 **({} if policy is None else {"autoscaling_policy": policy}),
                 "args": {
                     "plan": plan.model_dump(mode="json", exclude_none=True),

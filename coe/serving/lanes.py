@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 Handler = Callable[[Request], Awaitable[Response]]
+Fault = Callable[[Request, Exception], Awaitable[Response]]
 Lane = Callable[[str], Handler | None]
 """Path of a POST request -> what answers it; None where the framework does."""
 
@@ -20,9 +21,11 @@ Lane = Callable[[str], Handler | None]
 class Lanes:
     """An ASGI application that takes lanes where there are any; the others go to `rest`."""
 
-    def __init__(self, lane: Lane, rest: ASGIApp) -> None:
+    def __init__(self, lane: Lane, rest: ASGIApp, fault: Fault) -> None:
+        """fault: the response to a request whose lane raises; the exception goes on to the server, whose log has it."""
         self._lane = lane
         self._rest = rest
+        self._fault = fault
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or have it answered."""
@@ -30,7 +33,13 @@ class Lanes:
         if handler is None:
             await self._rest(scope, receive, send)
             return
-        response = await handler(Request(scope, receive))
+        request = Request(scope, receive)
+        try:
+            response = await handler(request)
+        except Exception as error:
+            told = await self._fault(request, error)
+            await told(scope, receive, send)
+            raise
         await response(scope, receive, send)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import coe
@@ -51,9 +50,8 @@ def application(
     api.add_exception_handler(Exception, _fault)
     sink = (log or access_logger()) if access.access_log else None
     gate = gate or Gate(access, clock)
-    lanes = Lanes(lambda path: predict(path) or infer(path), api.by_routes)
-    safe = ServerErrorMiddleware(lanes, handler=_fault)
-    api.front = Door(safe, gate=gate, log=sink, clock=clock, names_responses=names_responses)
+    lanes = Lanes(lambda path: predict(path) or infer(path), api.by_routes, _fault)
+    api.front = Door(lanes, gate=gate, log=sink, clock=clock, names_responses=names_responses)
     if access.tokens is not None:
         _demand_tokens(api)
     return api
