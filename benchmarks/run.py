@@ -21,6 +21,7 @@ BENCHMARKS = (
     "overload",
     "chaos",
     "soak",
+    "ledger_report",
 )
 WITH_DATA = {
     "placement": "",
