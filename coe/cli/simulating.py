@@ -156,28 +156,13 @@ def simulate(
     """
     from coe.simulator.verify import verdict
 
-    if trace is not None and rate is not None:
-        raise InvalidInput(Problem("--rate", "a trace has its own rate", remedy="use --scale to replay it faster"))
-    if item_column is not None and trace is None:
-        raise InvalidInput(Problem("--item-column", "is a column of a trace", remedy="give --trace"))
-    if compare is not None and form is Form.json:
-        raise InvalidInput(Problem("--compare", "prints text alone", remedy="leave out --format json"))
+    _check_traffic(trace, rate, item_column)
+    _check_gears(gears, ledger, audits, deployed=deployed)
+    _check_told(form, compare, breach, audits)
     plan, known = files.read(plan_file, Plan), files.read(profiles, Profiles)
     whole = files.read_predictions(predictions)
     _tell_of_other_inputs(plan, [profiles, predictions])
     table = whole.split(split)
-    if deployed and gears is None:
-        raise InvalidInput(Problem("--deployed", "is how gears are served", remedy="give --gears"))
-    if breach is not None and audits is None:
-        raise InvalidInput(Problem("--breach", "is what audits are to show", remedy="give --audits"))
-    if ledger is not None and (ledger.is_file() if deployed else ledger.is_dir()):
-        rule = "must be a folder with --deployed, for a ledger of each gear" if deployed else "must be a file"
-        raise InvalidInput(Problem("--ledger", rule, str(ledger), "name another one"))
-    if ledger is not None and audits is not None and gears is not None and not deployed:
-        rule = "is one file here, and audits are of one gear each"
-        raise InvalidInput(Problem("--ledger", rule, remedy="give --deployed, and a folder"))
-    if breach is not None and form is Form.json:
-        raise InvalidInput(Problem("--breach", "prints text alone", remedy="leave out --format json"))
     shifting = None if gears is None else files.read(gears, Gears)
     world = _World(
         plan,
@@ -209,9 +194,8 @@ def simulate(
     if form is Form.json:
         print(json.dumps([dataclasses.asdict(f) for f in figures], indent=2))
     else:
-        print(_told(figures) + _audits_told(figures, breach) + _happened(runs[0].told), end="")
-        if compare is not None:
-            print(_compared(plan, figures, compare), end="")
+        compared = "" if compare is None else _compared(plan, figures, compare)
+        print(_told(figures) + _audits_told(figures, breach) + _happened(runs[0].told) + compared, end="")
     judged = verdict(figures, plan.workload)
     say(str(judged))
     if gate and not judged.kept:
@@ -358,6 +342,38 @@ def _happened(told: Sequence[tuple[float, str]]) -> str:
     if len(told) > TOLD:
         lines.append(f"    and {len(told) - TOLD} more")
     return "\n".join(lines) + "\n"
+
+
+def _check_traffic(trace: Path | None, rate: float | None, item_column: str | None) -> None:
+    """Refuse what says twice, or nowhere, what comes."""
+    if trace is not None and rate is not None:
+        raise InvalidInput(Problem("--rate", "a trace has its own rate", remedy="use --scale to replay it faster"))
+    if item_column is not None and trace is None:
+        raise InvalidInput(Problem("--item-column", "is a column of a trace", remedy="give --trace"))
+
+
+def _check_gears(gears: Path | None, ledger: Path | None, audits: Path | None, *, deployed: bool) -> None:
+    """Refuse ways of serving gears where there are none, and ledgers that could not hold what they would have to."""
+    if deployed and gears is None:
+        raise InvalidInput(Problem("--deployed", "is how gears are served", remedy="give --gears"))
+    if ledger is None:
+        return
+    if ledger.is_file() if deployed else ledger.is_dir():
+        rule = "must be a folder with --deployed, for a ledger of each gear" if deployed else "must be a file"
+        raise InvalidInput(Problem("--ledger", rule, str(ledger), "name another one"))
+    if audits is not None and gears is not None and not deployed:
+        rule = "is one file here, and audits are of one gear each"
+        raise InvalidInput(Problem("--ledger", rule, remedy="give --deployed, and a folder"))
+
+
+def _check_told(form: Form, compare: Path | None, breach: float | None, audits: Path | None) -> None:
+    """Refuse questions whose answers have no place in what is printed."""
+    if compare is not None and form is Form.json:
+        raise InvalidInput(Problem("--compare", "prints text alone", remedy="leave out --format json"))
+    if breach is not None and form is Form.json:
+        raise InvalidInput(Problem("--breach", "prints text alone", remedy="leave out --format json"))
+    if breach is not None and audits is None:
+        raise InvalidInput(Problem("--breach", "is what audits are to show", remedy="give --audits"))
 
 
 def _told(figures: Sequence[Simulated]) -> str:
